@@ -1,0 +1,270 @@
+-- The sync tables, beside the host's. Times are RFC 3339 text in UTC with milliseconds.
+
+-- This server: one row. Sealing, applying and every running number are serialised by its row lock.
+CREATE TABLE sync_self (
+    id                INTEGER PRIMARY KEY CHECK (id = 1),
+    uuid              TEXT NOT NULL,
+    nickname          TEXT NOT NULL,
+    incarnation       INTEGER NOT NULL,
+    signing_key       BLOB NOT NULL,
+    tree_id           TEXT NOT NULL,
+    clock             INTEGER NOT NULL DEFAULT 0,
+    next_number       INTEGER NOT NULL DEFAULT 1,
+    database_identity TEXT,
+    last_cleanup      TEXT,
+    created_at        TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+);
+
+-- Classes by a small local number; `definition` (JSON) is NULL for a class that is known by name only.
+CREATE TABLE sync_tracked (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    class       TEXT NOT NULL UNIQUE,
+    definition  TEXT,
+    shape       INTEGER,
+    tracked_at  TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+);
+
+-- Lists of column names (JSON arrays) that captured images have.
+CREATE TABLE sync_shape (
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
+    class_id INTEGER NOT NULL REFERENCES sync_tracked (id) ON DELETE CASCADE,
+    columns  TEXT NOT NULL,
+    UNIQUE (class_id, columns)
+);
+
+-- What the triggers caught and nobody has sealed yet.
+CREATE TABLE sync_change (
+    seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+    class_id   INTEGER NOT NULL,
+    op         INTEGER NOT NULL,
+    shape      INTEGER,
+    columns    TEXT,
+    old_image  TEXT,
+    new_image  TEXT,
+    old_refs   TEXT,
+    new_refs   TEXT,
+    changed_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+);
+
+-- The neighbours, and this side's bookkeeping of the link to each.
+CREATE TABLE sync_server (
+    id                 INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid               TEXT NOT NULL UNIQUE,
+    nickname           TEXT NOT NULL,
+    role               TEXT NOT NULL CHECK (role IN ('PARENT', 'CHILD')),
+    state              TEXT NOT NULL,
+    address            TEXT NOT NULL DEFAULT '',
+    disabled           INTEGER NOT NULL DEFAULT 0,
+    public_key         BLOB,
+    last_contact       TEXT,
+    last_contact_state TEXT,
+    error_message      TEXT,
+    incarnation        INTEGER,
+    session            TEXT,
+    format             INTEGER,
+    clock_skew_ms      INTEGER,
+    out_epoch          INTEGER NOT NULL DEFAULT 0,
+    out_number         INTEGER NOT NULL DEFAULT 0,
+    in_epoch           INTEGER NOT NULL DEFAULT 0,
+    in_number          INTEGER NOT NULL DEFAULT 0,
+    joined_at          TEXT,
+    created_at         TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+);
+
+-- One-use invitations; the row of the child to be stands in `sync_server` from the invitation on.
+CREATE TABLE sync_invite (
+    uuid       TEXT PRIMARY KEY,
+    server_id  INTEGER NOT NULL REFERENCES sync_server (id) ON DELETE CASCADE,
+    verify_key BLOB NOT NULL,
+    load       INTEGER NOT NULL,
+    expires_at TEXT NOT NULL,
+    used_by    TEXT,
+    used_at    TEXT
+);
+
+-- For an open invitation without a load: row states as they were when it was made, kept on their
+-- first change after it. A NULL state: the row had none.
+CREATE TABLE sync_invite_state (
+    server_id INTEGER NOT NULL REFERENCES sync_server (id) ON DELETE CASCADE,
+    class_id  INTEGER NOT NULL,
+    key       TEXT NOT NULL,
+    state     BLOB,
+    PRIMARY KEY (server_id, class_id, key)
+) WITHOUT ROWID;
+
+-- Every server of the tree in each of its incarnations, by a small local number.
+CREATE TABLE sync_origin (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid        TEXT NOT NULL,
+    incarnation INTEGER NOT NULL,
+    nickname    TEXT,
+    public_key  BLOB,
+    number      INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (uuid, incarnation)
+);
+
+-- One signature over what an origin sealed together; `tree` holds the digests that are known here.
+CREATE TABLE sync_batch (
+    id        INTEGER PRIMARY KEY AUTOINCREMENT,
+    origin_id INTEGER NOT NULL,
+    count     INTEGER NOT NULL,
+    signature BLOB NOT NULL,
+    tree      BLOB NOT NULL
+);
+
+-- What is to be sent: one row a committed transaction, ours or passed on.
+CREATE TABLE sync_record (
+    id                INTEGER PRIMARY KEY AUTOINCREMENT,
+    uuid              TEXT NOT NULL UNIQUE,
+    original_uuid     TEXT NOT NULL UNIQUE,
+    timestamp         TEXT NOT NULL,
+    state             TEXT NOT NULL,
+    retry_count       INTEGER NOT NULL DEFAULT 0,
+    contained_classes TEXT NOT NULL,
+    payload           BLOB NOT NULL,
+    origin_id         INTEGER NOT NULL,
+    number            INTEGER NOT NULL,
+    batch_id          INTEGER NOT NULL,
+    batch_index       INTEGER NOT NULL,
+    parts             INTEGER NOT NULL DEFAULT 1,
+    source_server_id  INTEGER,
+    error_message     TEXT,
+    sent_at           TEXT,
+    link_number       INTEGER
+);
+CREATE INDEX sync_record_open ON sync_record (id)
+    WHERE state IN ('NEW', 'PENDING', 'SENT', 'SENT_AGAIN', 'SEND_FAILED', 'FAILED');
+CREATE INDEX sync_record_batch ON sync_record (batch_id);
+CREATE INDEX sync_record_timestamp ON sync_record (timestamp);
+
+CREATE TABLE sync_server_record (
+    record_id     INTEGER NOT NULL REFERENCES sync_record (id) ON DELETE CASCADE,
+    server_id     INTEGER NOT NULL REFERENCES sync_server (id) ON DELETE CASCADE,
+    state         TEXT NOT NULL,
+    retry_count   INTEGER NOT NULL DEFAULT 0,
+    error_message TEXT,
+    sent_at       TEXT,
+    link_number   INTEGER,
+    PRIMARY KEY (record_id, server_id)
+) WITHOUT ROWID;
+CREATE INDEX sync_server_record_open ON sync_server_record (server_id, record_id)
+    WHERE state IN ('NEW', 'PENDING', 'SENT', 'SENT_AGAIN', 'SEND_FAILED', 'FAILED');
+
+-- Parts of a transaction that is too big for one message: from 1 on here (part 0 is the payload of
+-- the record), all of them while they are still coming in.
+CREATE TABLE sync_part (
+    original_uuid TEXT NOT NULL,
+    part          INTEGER NOT NULL,
+    payload       BLOB NOT NULL,
+    batch_id      INTEGER NOT NULL,
+    batch_index   INTEGER NOT NULL,
+    PRIMARY KEY (original_uuid, part)
+) WITHOUT ROWID;
+
+-- What came in. `original_uuid` is unique: a record is known whichever way it comes.
+CREATE TABLE sync_import (
+    original_uuid TEXT PRIMARY KEY,
+    uuid          TEXT NOT NULL,
+    state         TEXT NOT NULL,
+    retry_count   INTEGER NOT NULL DEFAULT 0,
+    error_message TEXT,
+    server_id     INTEGER NOT NULL,
+    timestamp     TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+);
+CREATE INDEX sync_import_timestamp ON sync_import (timestamp);
+
+-- The merge state of each row that was ever changed under tracking.
+CREATE TABLE sync_row (
+    class_id INTEGER NOT NULL,
+    key      TEXT NOT NULL,
+    state    BLOB NOT NULL,
+    PRIMARY KEY (class_id, key)
+) WITHOUT ROWID;
+
+-- Concurrent edits, both sides of each, for review.
+CREATE TABLE sync_conflict (
+    id              INTEGER PRIMARY KEY AUTOINCREMENT,
+    class           TEXT NOT NULL,
+    key             TEXT NOT NULL,
+    column_name     TEXT,
+    kind            TEXT NOT NULL,
+    winner_value    TEXT,
+    winner_server   TEXT,
+    winner_time     TEXT,
+    loser_value     TEXT,
+    loser_server    TEXT,
+    loser_time      TEXT,
+    note            TEXT,
+    original_uuid   TEXT,
+    detected_at     TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    resolved_at     TEXT,
+    resolution      TEXT
+);
+CREATE INDEX sync_conflict_row ON sync_conflict (class, key);
+
+-- Records that cannot go into the tables yet, and messages that cannot be decoded, as they came.
+CREATE TABLE sync_held (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    original_uuid TEXT UNIQUE,
+    uuid          TEXT,
+    server_id     INTEGER NOT NULL,
+    kind          TEXT NOT NULL,
+    reason        TEXT NOT NULL,
+    classes       TEXT NOT NULL,
+    payload       BLOB NOT NULL,
+    retry_count   INTEGER NOT NULL DEFAULT 0,
+    next_attempt  TEXT,
+    held_at       TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+);
+CREATE TABLE sync_held_need (
+    held_id  INTEGER NOT NULL REFERENCES sync_held (id) ON DELETE CASCADE,
+    class_id INTEGER NOT NULL,
+    key      TEXT NOT NULL,
+    PRIMARY KEY (held_id, class_id, key)
+) WITHOUT ROWID;
+CREATE INDEX sync_held_need_row ON sync_held_need (class_id, key);
+
+-- Exchanges that failed, and what operators did.
+CREATE TABLE sync_transmission (
+    id            INTEGER PRIMARY KEY AUTOINCREMENT,
+    server_id     INTEGER,
+    direction     TEXT NOT NULL,
+    timestamp     TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    error_message TEXT NOT NULL
+);
+CREATE TABLE sync_audit (
+    id        INTEGER PRIMARY KEY AUTOINCREMENT,
+    timestamp TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    actor     TEXT NOT NULL,
+    action    TEXT NOT NULL,
+    detail    TEXT NOT NULL
+);
+
+-- Which class goes to and comes from whom: the defaults, and each server's own.
+CREATE TABLE sync_class (
+    name         TEXT PRIMARY KEY,
+    send_to      INTEGER NOT NULL,
+    receive_from INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE sync_server_class (
+    server_id    INTEGER NOT NULL REFERENCES sync_server (id) ON DELETE CASCADE,
+    name         TEXT NOT NULL,
+    send_to      INTEGER NOT NULL,
+    receive_from INTEGER NOT NULL,
+    PRIMARY KEY (server_id, name)
+) WITHOUT ROWID;
+INSERT INTO sync_class (name, send_to, receive_from) VALUES
+    ('sync_*', 0, 0), ('branchline.*', 0, 0), ('global_property', 0, 0),
+    ('scheduler_*', 0, 0), ('hl7_*', 0, 0), ('notification_alert*', 0, 0),
+    ('__diesel_schema_migrations', 0, 0), ('liquibase*', 0, 0), ('flyway_*', 0, 0);
+
+-- A row in here, in the applier's own transaction only, keeps its writes from being captured.
+CREATE TABLE sync_applying (id INTEGER PRIMARY KEY);
+
+-- Rows that an INSERT OR REPLACE may be about to remove; emptied by the triggers that fill it.
+CREATE TABLE sync_replaced (
+    class_id INTEGER NOT NULL,
+    local_id TEXT NOT NULL,
+    image    TEXT NOT NULL,
+    refs     TEXT
+);
