@@ -2,11 +2,14 @@
 //! into [`Table`]s, [`decide`] makes [`Class`]es of them or says why not, and a store writes the
 //! triggers.
 //!
-//! This file holds the model; the rules stand in [`mod@decide`].
+//! This file holds the model.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+use crate::record::Value;
 
 /// A table as the database's own catalog describes it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -150,4 +153,102 @@ pub struct Reference {
     pub when: Option<String>,
     /// Whether the database itself checks it (a declared foreign key).
     pub declared: bool,
+}
+
+impl Class {
+    /// The references of a row, in the order in which triggers write them: column by column, each
+    /// of a column's alternatives in its turn.
+    pub fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        self.columns.iter().enumerate().flat_map(|(column, def)| {
+            def.references.iter().map(move |reference| Slot {
+                column,
+                reference,
+                in_key: self.key.contains(&column),
+            })
+        })
+    }
+
+    /// Where a column stands in `columns`.
+    #[must_use]
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.columns.iter().position(|column| &*column.name == name)
+    }
+}
+
+/// One reference that a row of a class may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Slot<'a> {
+    /// Index into [`Class::columns`].
+    pub column: usize,
+    /// What it refers to.
+    pub reference: &'a Reference,
+    /// Whether the column is part of the row's key.
+    pub in_key: bool,
+}
+
+/// The classes of one database, as `track` left them.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// Tracked classes by their local number.
+    pub tracked: HashMap<i32, Arc<Tracked>>,
+    /// Local numbers by name, those of classes known by name only included.
+    pub ids: HashMap<Arc<str>, i32>,
+}
+
+/// A class with what the sync tables call it.
+#[derive(Clone, Debug)]
+pub struct Tracked {
+    /// `sync_tracked.id`.
+    pub id: i32,
+    /// `sync_tracked.shape`: the list of columns that the triggers were made for.
+    pub shape: i32,
+    /// The class.
+    pub class: Class,
+}
+
+impl Catalog {
+    /// A tracked class by its name.
+    #[must_use]
+    pub fn class(&self, name: &str) -> Option<&Arc<Tracked>> {
+        self.tracked.get(self.ids.get(name)?)
+    }
+}
+
+/// Joins the canonical texts of a key's parts: the text itself, or a JSON array without spaces.
+#[must_use]
+pub fn join_key(parts: &[String]) -> String {
+    match parts {
+        [one] => one.clone(),
+        many => serde_json::to_string(many).unwrap_or_default(),
+    }
+}
+
+/// Cuts a key into `count` parts; `None` when it has another number of them.
+#[must_use]
+pub fn split_key(key: &str, count: usize) -> Option<Vec<String>> {
+    if count == 1 {
+        return Some(vec![key.to_owned()]);
+    }
+    let parts: Vec<String> = serde_json::from_str(key).ok()?;
+    (parts.len() == count).then_some(parts)
+}
+
+/// The canonical text of one key part that is no reference; `None` for NULL.
+#[must_use]
+pub fn key_part(value: &Value, kind: TypeKind) -> Option<String> {
+    Some(match (value, kind) {
+        (Value::Null, _) => return None,
+        (Value::Ref(row), _) => row.key.to_string(),
+        (Value::Bool(value), _) => value.to_string(),
+        (Value::Int(value), TypeKind::Bool) => (*value != 0).to_string(),
+        (Value::Int(value), _) => value.to_string(),
+        (Value::Float(value), _) => value.to_string(),
+        (Value::Bytes(bytes), _) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        (Value::Text(text), TypeKind::Uuid) => text.to_ascii_lowercase(),
+        (Value::Text(text), TypeKind::PaddedText) => text.trim_end_matches(' ').to_owned(),
+        (Value::Text(text), TypeKind::Decimal) if text.contains('.') => {
+            text.trim_end_matches('0').trim_end_matches('.').to_owned()
+        }
+        (Value::Text(text), _) => text.clone(),
+    })
 }
