@@ -159,11 +159,12 @@ impl Class {
     /// The references of a row, in the order in which triggers write them: column by column, each
     /// of a column's alternatives in its turn.
     pub fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
-        self.columns.iter().enumerate().flat_map(|(column, def)| {
+        self.columns.iter().enumerate().flat_map(move |(column, def)| {
+            let key = &self.key;
             def.references.iter().map(move |reference| Slot {
                 column,
                 reference,
-                in_key: self.key.contains(&column),
+                in_key: key.contains(&column),
             })
         })
     }
