@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::output::count;
 use super::{Context, End, metrics};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::id::ServerId;
 use crate::store::books::joining::Joining;
@@ -99,7 +100,7 @@ async fn signal() {
 }
 
 /// Publishes the join request, and returns once the broker has it.
-pub(crate) async fn request(_context: &Context, _token: &Token, _joining: &Joining) -> Result<()> {
+pub(crate) async fn request(_config: &Config, _token: &Token, _joining: &Joining) -> Result<()> {
     Err(Error::failed("the join request is not built yet"))
 }
 

@@ -1,5 +1,6 @@
 //! PostgreSQL through diesel-async: connections, transactions and statements made at run time.
 
+pub mod databases;
 pub mod image;
 
 use diesel::QueryableByName;
