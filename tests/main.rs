@@ -1,1 +1,4 @@
-//! stub
+//! Everything that is tested from outside, in one binary.
+
+mod suite;
+mod support;

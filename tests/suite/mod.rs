@@ -1,0 +1,3 @@
+//! The suites, one for each room.
+
+mod transport;
