@@ -1,3 +1,5 @@
-//! The suites, one for each room.
+//! The suites.
 
+mod books;
+mod capture_sqlite;
 mod transport;
