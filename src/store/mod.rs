@@ -5,6 +5,8 @@
 //! applying, bookkeeping) is the same on both, and is written once, over [`Session`]: an open
 //! transaction that runs SQL text with typed binds.
 
+pub mod actors;
+pub mod bulk;
 pub mod image;
 pub mod postgres;
 pub mod session;
