@@ -1,10 +1,13 @@
 //! Branchline keeps a tree of databases in step over RabbitMQ, or over a spool directory.
 pub mod catalog;
+pub mod config;
 pub mod error;
 pub mod id;
 pub mod merge;
 pub mod record;
 pub mod store;
+pub mod token;
 pub mod transport;
+pub mod worker;
 
 pub use error::{Error, Kind, Result};

@@ -122,7 +122,7 @@ impl States {
     async fn keep_for_invitations(&self, session: &mut Session, dirty: &[Place]) -> Result<()> {
         let open = session
             .query(
-                "SELECT server_id FROM @sync_invite WHERE NOT load AND used_at IS NULL",
+                "SELECT server_id FROM @sync_invite WHERE NOT load AND loaded_at IS NULL",
                 vec![],
             )
             .await?;

@@ -82,7 +82,8 @@ CREATE TABLE sync_invite (
     load       boolean NOT NULL,
     expires_at timestamptz NOT NULL,
     used_by    uuid,
-    used_at    timestamptz
+    used_at    timestamptz,
+    loaded_at  timestamptz
 );
 
 -- For an open invitation without a load: row states as they were when it was made, kept on their

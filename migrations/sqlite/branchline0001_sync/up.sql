@@ -79,7 +79,8 @@ CREATE TABLE sync_invite (
     load       INTEGER NOT NULL,
     expires_at TEXT NOT NULL,
     used_by    TEXT,
-    used_at    TEXT
+    used_at    TEXT,
+    loaded_at  TEXT
 );
 
 -- For an open invitation without a load: row states as they were when it was made, kept on their
