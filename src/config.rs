@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::store::{Limits, without_password};
+use crate::transport::{QueueType, Settings};
 
 /// The name of the configuration file, looked for in the current folder.
 pub const FILE: &str = "branchline.toml";
@@ -78,6 +79,26 @@ pub struct Config {
     pub queue_type: QueueType,
     /// RabbitMQ: bytes that a queue may hold before it refuses more. Default 1 GiB.
     pub queue_bytes_max: u64,
+    /// How long the broker may take to confirm a message. Default 10s.
+    #[serde(with = "humantime_serde")]
+    pub confirm_within: Duration,
+    /// The longest pause between two attempts to reach a broker. Default 30s.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_max: Duration,
+    /// RabbitMQ: seconds between heartbeats. Default 10.
+    pub heartbeat_seconds: u16,
+    /// How often to look at a spool folder while nothing is there. Default 50ms.
+    #[serde(with = "humantime_serde")]
+    pub spool_poll_every: Duration,
+    /// `amqps`: certificates (PEM) that are trusted beside the system's. No default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_ca_file: Option<PathBuf>,
+    /// `amqps`: our own certificate (PEM), for a broker that asks for one. No default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_certificate_file: Option<PathBuf>,
+    /// `amqps`: the key of that certificate (PEM). No default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key_file: Option<PathBuf>,
     /// PostgreSQL connections of one process. Default 8.
     pub connections_max: usize,
     /// How long to wait for a connection to the database or the broker. Default 10s.
@@ -182,17 +203,6 @@ pub enum Policy {
     Hold,
 }
 
-/// What kind of queue to declare at RabbitMQ.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum QueueType {
-    /// Replicated and durable.
-    #[default]
-    Quorum,
-    /// Durable on one node.
-    Classic,
-}
-
 impl Default for Config {
     fn default() -> Self {
         let seconds = Duration::from_secs;
@@ -218,6 +228,13 @@ impl Default for Config {
             spool_bytes_max: 1 << 30,
             queue_type: QueueType::Quorum,
             queue_bytes_max: 1 << 30,
+            confirm_within: seconds(10),
+            reconnect_max: seconds(30),
+            heartbeat_seconds: 10,
+            spool_poll_every: Duration::from_millis(50),
+            tls_ca_file: None,
+            tls_certificate_file: None,
+            tls_key_file: None,
             connections_max: 8,
             connect_within: seconds(10),
             statement_within: seconds(600),
@@ -237,8 +254,15 @@ impl Default for Config {
 }
 
 /// Settings that have no default, and so no value by which to tell their type: all text.
-const OPTIONAL: &[&str] =
-    &["database_url", "children_broker_url", "alarm_command", "alarm_webhook"];
+const OPTIONAL: &[&str] = &[
+    "database_url",
+    "children_broker_url",
+    "tls_ca_file",
+    "tls_certificate_file",
+    "tls_key_file",
+    "alarm_command",
+    "alarm_webhook",
+];
 
 impl Config {
     /// Reads the file at `path`, which may be missing when `required` is not set, and lays
@@ -296,7 +320,7 @@ impl Config {
     /// Whether `name` is a setting that one text can say: what the environment may override.
     #[must_use]
     pub fn is_setting(name: &str) -> bool {
-        typed(name, "0").is_ok() || OPTIONAL.contains(&name) || is_scalar(name)
+        OPTIONAL.contains(&name) || defaults().contains_key(name)
     }
 
     /// The database's URL.
@@ -328,6 +352,26 @@ impl Config {
         }
     }
 
+    /// The bounds for the broker at `url`.
+    #[must_use]
+    pub fn transport_settings(&self, url: &str) -> Settings {
+        let spool = url.starts_with("spool:");
+        Settings {
+            queue_type: self.queue_type,
+            queue_bytes_max: if spool { self.spool_bytes_max } else { self.queue_bytes_max },
+            publish_window: self.window,
+            connect_timeout: self.connect_within,
+            confirm_timeout: self.confirm_within,
+            heartbeat_seconds: self.heartbeat_seconds,
+            backoff_max: self.reconnect_max,
+            tls_ca_file: self.tls_ca_file.clone(),
+            tls_certificate_file: self.tls_certificate_file.clone(),
+            tls_key_file: self.tls_key_file.clone(),
+            spool_poll: self.spool_poll_every,
+            ..Settings::default()
+        }
+    }
+
     fn make_absolute(&mut self) {
         let folder = self.folder.clone();
         let urls = [
@@ -337,6 +381,10 @@ impl Config {
         ];
         for url in urls.into_iter().flatten() {
             *url = absolute(url, &folder);
+        }
+        let files = [&mut self.tls_ca_file, &mut self.tls_certificate_file, &mut self.tls_key_file];
+        for file in files.into_iter().flatten() {
+            *file = folder.join(&*file);
         }
     }
 
@@ -428,10 +476,6 @@ fn absolute(url: &str, folder: &Path) -> String {
 
 fn defaults() -> toml::Table {
     toml::Table::try_from(Config::default()).unwrap_or_default()
-}
-
-fn is_scalar(name: &str) -> bool {
-    defaults().contains_key(name)
 }
 
 /// The text of an override as the type that its setting has.
@@ -527,7 +571,8 @@ mod tests {
 
     #[test]
     fn mistakes_are_named() {
-        let cases: &[(&str, &[(&str, &str)], &str)] = &[
+        type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a str);
+        let cases: &[Case<'_>] = &[
             ("windw = 5", &[], "windw"),
             ("window = \"many\"", &[], "expected usize"),
             ("window = 0", &[], "`window` is 0"),
