@@ -23,6 +23,7 @@ pub mod settle;
 pub mod sqlite;
 pub mod states;
 pub mod time;
+pub mod track;
 
 use std::time::Duration;
 

@@ -138,12 +138,12 @@ async fn apply(
     now: i64,
     incoming: &[Incoming],
 ) -> Result<Applied> {
-    let Some((source, rules)) = context.neighbour(neighbour.id) else {
+    let known = context.neighbours.iter().find(|(other, _)| other.id == neighbour.id);
+    let Some((source, rules)) = known else {
         return Err(Error::failed(format!("`{}` is no neighbour any more", neighbour.nickname)));
     };
     let applier = Applier {
         catalog: &context.catalog,
-        merge: &context.merge,
         neighbours: &context.neighbours,
         source,
         rules,
@@ -279,7 +279,6 @@ pub async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<()> {
             };
             let applier = Applier {
                 catalog: &context.catalog,
-                merge: &context.merge,
                 neighbours: &context.neighbours,
                 source,
                 rules,

@@ -13,7 +13,6 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::Result;
 use crate::interceptor::Wake;
-use crate::merge::MergeConfig;
 use crate::rules::Rules;
 use crate::store::actors::Actors;
 use crate::store::books::{self, Identity, Neighbour, Role};
@@ -50,8 +49,6 @@ pub struct Context {
     pub actors: Actors,
     /// The tracked classes.
     pub catalog: Arc<Catalog>,
-    /// How classes merge.
-    pub merge: MergeConfig,
 }
 
 impl Context {
@@ -93,8 +90,7 @@ impl Engine {
         }
         let actors = Actors::load(session).await?;
         let catalog = self.catalog(session).await?;
-        let merge = MergeConfig::default();
-        Ok(Context { identity, neighbours, actors, catalog, merge })
+        Ok(Context { identity, neighbours, actors, catalog })
     }
 
     /// The tracked classes, read again when `track` has changed them.
@@ -133,7 +129,7 @@ impl Engine {
         if let Some(transport) = transports.get(address) {
             return Ok(Arc::clone(transport));
         }
-        let transport = transport::connect(address, &self.config.transport())?;
+        let transport = transport::connect(address, &self.config.transport_settings(address))?;
         transports.insert(address.to_owned(), Arc::clone(&transport));
         Ok(transport)
     }

@@ -7,11 +7,11 @@ use super::{hello, reply};
 use crate::error::{Error, Result};
 use crate::id::Actor;
 use crate::record::header::{MessageKind, Opened};
-use crate::record::messages::{Join, Load, LoadRow, Welcome};
+use crate::record::messages::{Join, Load, Welcome};
 use crate::store::books::{Neighbour, audit, invites};
 use crate::store::session::{Datum, Session};
 use crate::store::{bulk, time};
-use crate::transport::{Lane, Queue, Transport as _};
+use crate::transport::{Lane, Queue};
 
 /// Row states in one load message.
 const ROWS_MAX: i64 = 2_000;
@@ -59,8 +59,7 @@ pub async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
         transport.declare(Queue { to: sender, from: context.identity.server, lane }).await?;
         transport.declare(Queue { to: context.identity.server, from: sender, lane }).await?;
     }
-    reply::send_as(engine, &asker, MessageKind::Welcome, Lane::Records, &welcome.encode()?, accepted)
-        .await?;
+    reply::send(engine, &asker, MessageKind::Welcome, Lane::Records, &welcome.encode()?).await?;
     if let Answer::Accepted(id) = answer {
         send_states_due(engine, &asker, id).await?;
         engine.activity.moved(1);
@@ -175,15 +174,15 @@ async fn send_states(engine: &Engine, child: &Neighbour, server: i64) -> Result<
             )
             .await?;
         session.rollback().await?;
-        let mut list = Vec::with_capacity(rows.len());
+        let mut load = Load::new();
         for row in &rows {
             last = (row.int(3)?, row.text(1)?.to_owned());
             let Some(bytes) = row.opt_bytes(2)? else { continue };
             let state = crate::merge::RowState::decode(bytes, |number| context.actors.actor(number))?;
-            list.push(LoadRow::states_only(row.text(0)?.into(), row.text(1)?.into(), &state));
+            load.push(row.text(0)?.into(), row.text(1)?.into(), &state);
         }
         let done = rows.len() < usize::try_from(ROWS_MAX).unwrap_or(usize::MAX);
-        let load = Load { last: done, rows: list };
+        load.last = done;
         reply::send(engine, child, MessageKind::Load, Lane::Records, &load.encode()?).await?;
         if done {
             break;
@@ -211,10 +210,10 @@ pub async fn load(session: &mut Session, context: &mut Context, load: &Load) -> 
     }
     let mut states = crate::store::states::States::default();
     let places = rows.iter().map(|(class, row)| (*class, std::sync::Arc::clone(&row.key)));
+    context.actors.admit(session, load.actors.iter().copied()).await?;
     states.load(session, &context.actors, places).await?;
     for (class, row) in rows {
-        let mut other = row.state()?;
-        other.shadow = None;
+        let other = load.state(row)?;
         states.change((class, std::sync::Arc::clone(&row.key))).join(&other);
     }
     states.save(session, &mut context.actors).await

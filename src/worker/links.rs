@@ -18,7 +18,7 @@ use crate::record::header::MessageKind;
 use crate::record::messages::{Hello, Load, Records, Welcome};
 use crate::store::books::{self, LinkState, Neighbour, Role};
 use crate::store::{held, settle, time};
-use crate::transport::{Consumer, Delivery, Lane, Queue, Transport as _};
+use crate::transport::{Consumer, Delivery, Lane, Queue};
 
 /// How long one look into a queue lasts.
 const LOOK: Duration = Duration::from_millis(250);

@@ -15,7 +15,7 @@ use crate::state::State;
 use crate::store::apply::Outcome;
 use crate::store::books::Neighbour;
 use crate::store::{held, imports, settle, time};
-use crate::transport::{Lane, Outcome as Published, Transport as _};
+use crate::transport::{Lane, Outcome as Published};
 
 /// Records in one acknowledgement at the most.
 const RECORDS_MAX: usize = 4_000;
@@ -95,8 +95,11 @@ pub async fn send(
     let mut session = engine.store.begin().await?;
     let identity = crate::store::books::identity(&mut session).await?;
     let (epoch, number) = match lane {
-        Lane::Records => settle::numbers(&mut session, neighbour, 1, time::now()).await?,
-        Lane::Acks | Lane::Joins => (neighbour.out_epoch, 0),
+        // Whoever is no neighbour has no numbers: it is told that it is refused.
+        Lane::Records if neighbour.id != 0 => {
+            settle::numbers(&mut session, neighbour, 1, time::now()).await?
+        }
+        _ => (neighbour.out_epoch, 0),
     };
     session.commit().await?;
     let header = Header {

@@ -130,7 +130,15 @@ async fn round(engine: &Engine) -> Result<()> {
     session.rollback().await?;
     let every = relay::millis(engine.config.cleanup_every);
     if time::now() - identity.last_cleanup.unwrap_or(0) >= every {
-        let done = cleanup::run(&engine.store, engine.config.cleanup_age, "branchline").await?;
+        let age = relay::millis(engine.config.cleanup_age);
+        let (store, before) = (engine.store.clone(), time::now() - age);
+        let runtime = tokio::runtime::Handle::current();
+        // Long, and made of async closures, whose futures the compiler cannot prove to be `Send`.
+        let done = tokio::task::spawn_blocking(move || {
+            runtime.block_on(cleanup::cleanup(&store, before, "branchline"))
+        })
+        .await
+        .map_err(|error| Error::failed("the cleanup broke").with_source(error))??;
         tracing::info!(?done, "cleaned up");
     }
     engine.activity.succeeded("chores");

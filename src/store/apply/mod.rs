@@ -26,7 +26,7 @@ use super::states::States;
 use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
 use crate::id::RecordId;
-use crate::merge::{MergeConfig, Stamp};
+use crate::merge::Stamp;
 use crate::record::{Body, RowId, payload::Sealed};
 use crate::rules::Rules;
 use crate::state::State;
@@ -55,7 +55,9 @@ impl Incoming {
         self.body.stamp()
     }
 
-    fn classes(&self) -> BTreeSet<Arc<str>> {
+    /// The classes of its items.
+    #[must_use]
+    pub fn classes(&self) -> BTreeSet<Arc<str>> {
         self.body.items.iter().map(|item| Arc::clone(&item.row.class)).collect()
     }
 }
@@ -94,8 +96,6 @@ impl From<Error> for Refusal {
 pub struct Applier<'a> {
     /// The tracked classes.
     pub catalog: &'a Catalog,
-    /// How classes merge.
-    pub merge: &'a MergeConfig,
     /// The neighbours with their rules, the source included.
     pub neighbours: &'a [(Neighbour, Rules)],
     /// Where the records came from.
@@ -356,12 +356,13 @@ impl Applier<'_> {
         let mut states = States::default();
         let mut found = Found::default();
         let joined = self.join(session, actors, &mut states, slice).await?;
+        let before = ledger::before(session, self.catalog, &joined.conflicts).await?;
         rows::uncaptured(session, true).await?;
         let written =
             self.show(session, actors, &mut states, &mut found, joined.works).await?;
         rows::uncaptured(session, false).await?;
         states.save(session, actors).await?;
-        ledger::write(session, actors, self.catalog, joined.conflicts).await?;
+        ledger::write(session, actors, joined.conflicts, &before, self.now).await?;
         let imports = slice.iter().map(|record| record.incoming);
         imports::committed(session, self.source.id, imports, self.now).await?;
         let held: Vec<i64> = slice.iter().filter_map(|record| record.held).collect();

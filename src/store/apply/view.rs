@@ -92,7 +92,7 @@ impl Applier<'_> {
         for item in record.items.iter().filter_map(|n| record.incoming.body.items.get(*n)) {
             let tracked = rows::tracked_class(self.catalog, &item.row.class)?;
             let state = states.change(place(tracked, &item.row));
-            let outcome = state.join_item(item, stamp, self.merge.class(&item.row.class));
+            let outcome = state.join_item(item, stamp);
             let n = *at.entry(item.row.clone()).or_insert_with(|| {
                 joined.works.push(Work {
                     tracked: Arc::clone(tracked),

@@ -20,8 +20,6 @@ pub(super) struct Net {
     pub(super) op: Op,
     /// The columns that changed (insert: all of them; delete: none).
     pub(super) values: Vec<(Arc<str>, Value)>,
-    /// Deleted and inserted again: all columns are written, the row's past stays.
-    pub(super) again: bool,
     /// For a delete: the row as it was, for its shadow.
     pub(super) shadow: Vec<(Arc<str>, Value)>,
 }
@@ -118,7 +116,7 @@ fn net(row: RowId, way: Way, locals: &Locals) -> Option<Net> {
             (Op::Update, values, Vec::new())
         }
     };
-    Some(Net { tracked, row, op, values, again, shadow })
+    Some(Net { tracked, row, op, values, shadow })
 }
 
 /// Whether a column travels: not the surrogate, not generated.

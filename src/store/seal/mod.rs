@@ -11,9 +11,6 @@ mod read;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use ed25519_dalek::SigningKey;
-use uuid::Uuid;
-
 pub use read::Shapes;
 
 use self::coalesce::{Net, Rekeyed};
@@ -25,8 +22,8 @@ use super::session::{Datum, Dialect, Session};
 use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
-use crate::id::{Actor, RecordId};
-use crate::merge::{Clock, Stamp, Time};
+use crate::id::RecordId;
+use crate::merge::{Clock, Seen, Stamp, Time};
 use crate::record::{Body, Item, Op, limits, payload};
 use crate::rules::Rules;
 
@@ -116,7 +113,7 @@ impl Sealer<'_> {
         if window.seqs.is_empty() {
             return Ok(sealed);
         }
-        let mut clock = Clock::after(Time(u64::try_from(self.identity.clock).unwrap_or(0)));
+        let mut clock = Clock::after(Time(self.identity.clock));
         let mut states = States::default();
         let mut ready = Vec::new();
         for mut transaction in window.transactions {
@@ -131,7 +128,7 @@ impl Sealer<'_> {
             ready.push(self.stamp(session, actors, &mut states, &mut clock, nets, at).await?);
         }
         states.save(session, actors).await?;
-        self.identity.clock = i64::try_from(clock.last().0).unwrap_or(i64::MAX);
+        self.identity.clock = clock.last().0;
         sealed.records = ready.len();
         self.write(session, actors, ready).await?;
         self.take(session, window.seqs).await?;
@@ -158,7 +155,6 @@ impl Sealer<'_> {
                         row,
                         op: Op::Update,
                         values: vec![(column, value)],
-                        again: false,
                         shadow: Vec::new(),
                     }),
                 }
@@ -275,7 +271,7 @@ impl Sealer<'_> {
         }
         outbox::write_sealed(session, actors, &self.identity.signing_key, self.neighbours, records)
             .await?;
-        books::save_counters(session, self.identity.clock, self.identity.next_number).await
+        books::identity::save_counters(session, self.identity.clock, self.identity.next_number).await
     }
 
     /// Removes the changes that are sealed now.
@@ -289,9 +285,8 @@ impl Sealer<'_> {
 
 /// Moves the state of a row on by a local change, and makes the item that says so.
 fn item(net: Net, state: &mut crate::merge::RowState, stamp: Stamp) -> Item {
-    let all = net.op == Op::Insert || net.again;
     let columns = net.values.iter().map(|(name, _)| Arc::clone(name));
-    let (seen, erased) = state.touch_local(net.op, columns, all, stamp);
+    let seen = state.touch_local(net.op, columns, stamp);
     if net.op == Op::Delete {
         state.shadow = Some(net.shadow.into_iter().collect());
     } else {
@@ -302,7 +297,7 @@ fn item(net: Net, state: &mut crate::merge::RowState, stamp: Stamp) -> Item {
         op: net.op,
         values: net.values,
         seen,
-        erased,
+        erased: Seen::new(),
         stamps: Vec::new(),
         base: None,
     }

@@ -20,3 +20,8 @@ pub fn texts(_text: &str) -> Result<Vec<Option<String>>> {
 pub fn datum(_value: &Value, _column: &Column) -> Datum {
     Datum::Int(None)
 }
+
+/// The SQL of a row's image.
+pub fn list_sql<'a>(columns: impl Iterator<Item = &'a str>, alias: &str) -> String {
+    columns.map(|name| format!("quote({alias}.{})", crate::store::session::quote(name))).collect::<Vec<_>>().join(" || ',' || ")
+}
