@@ -36,6 +36,30 @@ pub struct Table {
     pub obstacle: Option<String>,
     /// Whether it is partitioned (PostgreSQL): triggers go on the root and each partition.
     pub partitions: Vec<String>,
+    /// What can make REPLACE remove another row (SQLite; empty on PostgreSQL).
+    pub clashes: Vec<Clash>,
+}
+
+/// What a unique index of SQLite compares: a row that agrees with the new one in all terms is
+/// removed by REPLACE, without a delete trigger. The primary key, partial indexes and indexes on
+/// expressions included.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Clash {
+    /// What is compared.
+    pub terms: Vec<ClashTerm>,
+    /// The WHERE of a partial index.
+    pub condition: Option<String>,
+}
+
+/// A column or an expression of a unique index.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClashTerm {
+    /// The column's name, or the expression as the index declares it.
+    pub sql: String,
+    /// Whether `sql` is an expression.
+    pub expression: bool,
+    /// The collation that it is compared by.
+    pub collation: String,
 }
 
 /// A column as the catalog describes it.
@@ -122,6 +146,9 @@ pub struct Class {
     pub id_source: Option<String>,
     /// Partitions that carry the triggers as well.
     pub partitions: Vec<String>,
+    /// As in [`Table::clashes`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clashes: Vec<Clash>,
 }
 
 /// A column of a class.

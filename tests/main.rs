@@ -1,1 +1,4 @@
-//! stub
+//! Tests against real services.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod suite;
