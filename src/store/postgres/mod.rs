@@ -1,6 +1,8 @@
 //! PostgreSQL through diesel-async: connections, transactions and statements made at run time.
 
+pub mod catalog;
 pub mod image;
+pub mod triggers;
 
 use diesel::QueryableByName;
 use diesel::deserialize;

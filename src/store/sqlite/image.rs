@@ -393,7 +393,3 @@ mod tests {
     }
 }
 
-/// The SQL of a row's image.
-pub fn list_sql<'a>(columns: impl Iterator<Item = &'a str>, alias: &str) -> String {
-    columns.map(|name| format!("quote({alias}.{})", crate::store::session::quote(name))).collect::<Vec<_>>().join(" || ',' || ")
-}
