@@ -93,11 +93,8 @@ pub async fn track(session: &mut Session, mut request: Request) -> Result<Report
     request.skipped = skipped(session, &found).await?;
     let decision = decide::decide(&found, &request);
     let decision = prepare(session, &request, decision).await?;
-    let mut report = Report {
-        warnings: decision.warnings,
-        refusals: decision.refusals,
-        classes: Vec::new(),
-    };
+    let mut report =
+        Report { warnings: decision.warnings, refusals: decision.refusals, classes: Vec::new() };
     let mut states = Vec::new();
     for class in decision.classes {
         let before = old.class(&class.name).cloned();
@@ -145,17 +142,14 @@ pub async fn broken(session: &mut Session, catalog: &Catalog) -> Result<Vec<Stri
 async fn skipped(session: &mut Session, found: &[Table]) -> Result<BTreeSet<String>> {
     let rules = books::rules::defaults(session).await?;
     let kept_back = |name: &str| {
-        books::rules::effective(&rules, name).is_some_and(|rule| !rule.send_to && !rule.receive_from)
+        books::rules::effective(&rules, name)
+            .is_some_and(|rule| !rule.send_to && !rule.receive_from)
     };
     Ok(found.iter().map(|table| table.name.clone()).filter(|name| kept_back(name)).collect())
 }
 
 /// Does to the tables what tracking needs, and decides again where that changed them.
-async fn prepare(
-    session: &mut Session,
-    request: &Request,
-    decision: Decision,
-) -> Result<Decision> {
+async fn prepare(session: &mut Session, request: &Request, decision: Decision) -> Result<Decision> {
     if decision.actions.is_empty() {
         return Ok(decision);
     }
@@ -287,10 +281,7 @@ async fn store(
         .await?
         .int(0)?;
     session
-        .execute(
-            "UPDATE @sync_tracked SET shape = $2 WHERE id = $1",
-            vec![id.into(), shape.into()],
-        )
+        .execute("UPDATE @sync_tracked SET shape = $2 WHERE id = $1", vec![id.into(), shape.into()])
         .await?;
     Ok((number(id)?, if before.is_some() { "updated" } else { "new" }))
 }
@@ -338,9 +329,8 @@ pub async fn untrack(session: &mut Session, names: &[String]) -> Result<Vec<Stri
     let catalog = load(session).await?;
     let mut chosen: Vec<Arc<Tracked>> = Vec::new();
     for name in names {
-        let tracked = catalog
-            .class(name)
-            .ok_or_else(|| Error::config(format!("`{name}` is not tracked")))?;
+        let tracked =
+            catalog.class(name).ok_or_else(|| Error::config(format!("`{name}` is not tracked")))?;
         chosen.push(Arc::clone(tracked));
     }
     if names.is_empty() {
@@ -391,4 +381,3 @@ pub async fn untrack(session: &mut Session, names: &[String]) -> Result<Vec<Stri
     names.sort();
     Ok(names)
 }
-

@@ -69,9 +69,9 @@ pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
 /// Statements that remove them, whether they are there or not.
 #[must_use]
 pub fn drop(tracked: &Tracked) -> Vec<String> {
-    let functions = KINDS.iter().map(|(kind, ..)| {
-        format!("DROP FUNCTION IF EXISTS {}() CASCADE", function(tracked, kind))
-    });
+    let functions = KINDS
+        .iter()
+        .map(|(kind, ..)| format!("DROP FUNCTION IF EXISTS {}() CASCADE", function(tracked, kind)));
     functions.collect()
 }
 
@@ -110,9 +110,9 @@ pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32
         let tables = i64::try_from(targets(tracked).len()).unwrap_or(i64::MAX);
         let whole = bodies(tracked, catalog)?.into_iter().all(|(kind, body)| {
             let name = format!("capture_{}_{kind}", tracked.id);
-            present.get(name.as_str()).is_some_and(|(source, count)| {
-                *source == body && *count >= tables
-            })
+            present
+                .get(name.as_str())
+                .is_some_and(|(source, count)| *source == body && *count >= tables)
         });
         if !whole {
             missing.push(tracked.id);
@@ -191,7 +191,9 @@ impl Writer<'_> {
                 local
             } else {
                 // An id kept as text: what is no number refers to nothing, and never raises.
-                format!("CASE WHEN {local}::text ~ '^[0-9]{{1,18}}$' THEN {local}::text::bigint END")
+                format!(
+                    "CASE WHEN {local}::text ~ '^[0-9]{{1,18}}$' THEN {local}::text::bigint END"
+                )
             };
             let _ = write!(
                 joins,
@@ -239,8 +241,8 @@ impl Writer<'_> {
 
     /// Old and new images pair by the local primary key; what does not pair left or came.
     fn update(&self) -> Result<String> {
-        let primary = !self.class.set
-            && self.class.local.iter().all(|n| self.class.columns[*n].not_null);
+        let primary =
+            !self.class.set && self.class.local.iter().all(|n| self.class.columns[*n].not_null);
         if !primary {
             return Ok(format!("{} {}", self.delete("branchline_old")?, self.insert()?));
         }
@@ -248,8 +250,10 @@ impl Writer<'_> {
             self.class.local.iter().map(|n| quote(&self.class.columns[*n].name)).collect();
         let pairs = local.iter().map(|c| format!("branchline_old.{c} = branchline_new.{c}"));
         let pairs = pairs.collect::<Vec<_>>().join(" AND ");
-        let (gone, came) =
-            (format!("branchline_new.{} IS NULL", local[0]), format!("branchline_old.{} IS NULL", local[0]));
+        let (gone, came) = (
+            format!("branchline_new.{} IS NULL", local[0]),
+            format!("branchline_old.{} IS NULL", local[0]),
+        );
         let (old, new) =
             (self.refs("branchline_old", 'o', true)?, self.refs("branchline_new", 'n', false)?);
         Ok(format!(
