@@ -1,4 +1,4 @@
-//! The suites.
+//! The suites, one for each room.
 
 mod books;
 mod capture_sqlite;

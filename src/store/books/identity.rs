@@ -64,6 +64,18 @@ pub async fn identity(session: &mut Session) -> Result<Identity> {
     read(session).await?.ok_or_else(no_identity)
 }
 
+/// Keeps the newest stamp's time and the next running number. Under the seal lock only.
+pub async fn save_counters(session: &mut Session, clock: u64, next_number: u64) -> Result<()> {
+    let stored = |value| i64::try_from(value).unwrap_or(i64::MAX);
+    session
+        .execute(
+            "UPDATE @sync_self SET clock = $1, next_number = $2 WHERE id = 1",
+            vec![stored(clock).into(), stored(next_number).into()],
+        )
+        .await?;
+    Ok(())
+}
+
 /// The error for a database that `init` has not seen.
 fn no_identity() -> Error {
     Error::config(

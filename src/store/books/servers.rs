@@ -99,6 +99,47 @@ pub struct Neighbour {
     pub joined_at: Option<i64>,
 }
 
+impl Neighbour {
+    /// A server that asked to become a child, as far as answering it needs.
+    #[must_use]
+    pub fn stranger(server: ServerId, nickname: &str, public_key: VerifyingKey) -> Self {
+        Self {
+            id: 0,
+            server,
+            nickname: nickname.to_owned(),
+            role: Role::Child,
+            state: LinkState::Invited,
+            address: String::new(),
+            disabled: false,
+            public_key: Some(public_key),
+            last_contact: None,
+            last_contact_state: None,
+            error_message: None,
+            incarnation: None,
+            session: None,
+            format: None,
+            clock_skew_ms: None,
+            out_epoch: 0,
+            out_number: 0,
+            in_epoch: 0,
+            in_number: 0,
+            joined_at: None,
+        }
+    }
+
+    /// Whether it is our parent.
+    #[must_use]
+    pub fn is_parent(&self) -> bool {
+        self.role == Role::Parent
+    }
+
+    /// Whether it is a child of ours.
+    #[must_use]
+    pub fn is_child(&self) -> bool {
+        self.role == Role::Child
+    }
+}
+
 const COLUMNS: &str = "id, uuid, nickname, role, state, address, disabled, public_key, \
     last_contact, last_contact_state, error_message, incarnation, session, format, clock_skew_ms, \
     out_epoch, out_number, in_epoch, in_number, joined_at";
