@@ -2,4 +2,5 @@
 
 mod books;
 mod capture_sqlite;
+mod cli;
 mod transport;
