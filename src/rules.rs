@@ -3,7 +3,34 @@
 //! A rule names a class, or a prefix that ends in `*`; the longest matching name wins, a full name
 //! before a prefix; no match means both ways.
 
-use crate::store::books::Rule;
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// A class, or a prefix that ends in `*`.
+    pub name: String,
+    /// Whether we send it.
+    pub send_to: bool,
+    /// Whether we take it.
+    pub receive_from: bool,
+}
+
+impl Rule {
+    /// Whether the rule speaks of `class`.
+    #[must_use]
+    pub fn matches(&self, class: &str) -> bool {
+        match self.name.strip_suffix('*') {
+            Some(prefix) => class.starts_with(prefix),
+            None => self.name == class,
+        }
+    }
+}
+
+/// The rule that counts for `class`.
+#[must_use]
+pub fn effective<'a>(rules: &'a [Rule], class: &str) -> Option<&'a Rule> {
+    let matching = rules.iter().filter(|rule| rule.matches(class));
+    matching.max_by_key(|rule| (rule.name.trim_end_matches('*').len(), !rule.name.ends_with('*')))
+}
 
 /// The rules of one neighbour.
 #[derive(Clone, Debug, Default)]
@@ -17,9 +44,7 @@ impl Rules {
     }
 
     fn rule(&self, class: &str) -> Option<&Rule> {
-        let matching = self.0.iter().filter(|rule| rule.matches(class));
-        matching
-            .max_by_key(|rule| (rule.name.trim_end_matches('*').len(), !rule.name.ends_with('*')))
+        effective(&self.0, class)
     }
 
     /// Whether rows of `class` are sent to the neighbour.
