@@ -4,6 +4,8 @@ pub mod error;
 pub mod id;
 pub mod merge;
 pub mod record;
+pub mod rules;
+pub mod state;
 pub mod store;
 pub mod transport;
 
