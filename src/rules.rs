@@ -28,6 +28,13 @@ impl Rule {
     }
 }
 
+/// The rule that counts for `class`, of a list in any order: for one look-up; [`Rules`] is for many.
+#[must_use]
+pub fn effective<'a>(rules: &'a [Rule], class: &str) -> Option<&'a Rule> {
+    let matching = rules.iter().filter(|rule| rule.matches(class));
+    matching.max_by_key(|rule| (!rule.name.ends_with('*'), rule.name.len()))
+}
+
 /// What is neither sent nor received unless someone says otherwise: the sync tables themselves,
 /// what belongs to one installation, and migration ledgers. The migrations write these into
 /// `sync_class`; `track --all` skips them.
@@ -138,6 +145,10 @@ mod tests {
     fn an_exact_name_beats_every_prefix() {
         let rules = rules(&[("patient*", false, false), ("patient", true, true)]);
         assert!(rules.sends("patient") && !rules.sends("patient_state"));
+        let list: Vec<Rule> = rules.exact.values().chain(&rules.prefixes).cloned().collect();
+        for class in ["patient", "patient_state", "person"] {
+            assert_eq!(effective(&list, class), rules.rule_for(class));
+        }
     }
 
     #[test]

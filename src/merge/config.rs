@@ -47,6 +47,13 @@ impl ClassMerge {
         references: Vec::new(),
     };
 
+    /// [`Self::PLAIN`], to be borrowed.
+    #[must_use]
+    pub fn plain() -> &'static Self {
+        static PLAIN: ClassMerge = ClassMerge::PLAIN;
+        &PLAIN
+    }
+
     /// Whether an update takes `column` along although it did not change: a column of its group
     /// did (under policy `row` every column is in the one group). The sealer asks this of each
     /// unchanged column of an update that changes at least one, and names those it takes along to
@@ -85,8 +92,7 @@ impl MergeConfig {
     /// How a class merges.
     #[must_use]
     pub fn class(&self, name: &str) -> &ClassMerge {
-        static PLAIN: ClassMerge = ClassMerge::PLAIN;
-        self.classes.get(name).unwrap_or(&PLAIN)
+        self.classes.get(name).unwrap_or(ClassMerge::plain())
     }
 
     /// The classes that merge otherwise in `other`; what one of the two does not say (key,

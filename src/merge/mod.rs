@@ -13,7 +13,7 @@ pub mod join;
 mod pack;
 pub mod row;
 pub mod stamp;
-pub mod stored;
+mod stored;
 
 #[cfg(test)]
 mod laws;
@@ -24,4 +24,3 @@ pub use config::{ClassMerge, MergeConfig, Policy};
 pub use join::{Conflict, Fate, Joined, Won, newest};
 pub use row::{Presence, RowState};
 pub use stamp::{Clock, Seen, Stamp, Time};
-pub use stored::ActorNumbers;

@@ -26,14 +26,6 @@ use crate::record::limits;
 
 const VERSION: u8 = 1;
 
-/// Actors by their local numbers (`sync_origin.id`).
-pub trait ActorNumbers {
-    /// The number of an actor that has one.
-    fn number(&self, actor: Actor) -> Option<u32>;
-    /// The actor with a number.
-    fn actor(&self, number: u32) -> Option<Actor>;
-}
-
 impl RowState {
     /// The state as it is stored; `number` gives each actor's local number.
     ///
@@ -59,22 +51,6 @@ impl RowState {
             }
             None => Err(Error::decode("an empty row state")),
         }
-    }
-
-    /// [`Self::encode`] by a book of numbers.
-    ///
-    /// # Errors
-    /// As [`Self::encode`].
-    pub fn encode_by(&self, numbers: &impl ActorNumbers) -> Result<Vec<u8>> {
-        self.encode(|actor| numbers.number(actor))
-    }
-
-    /// [`Self::decode`] by a book of numbers.
-    ///
-    /// # Errors
-    /// As [`Self::decode`].
-    pub fn decode_by(bytes: &[u8], numbers: &impl ActorNumbers) -> Result<Self> {
-        Self::decode(bytes, |number| numbers.actor(number))
     }
 
     /// The one stamp of a row that was written once, whole.

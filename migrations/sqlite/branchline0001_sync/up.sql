@@ -79,7 +79,8 @@ CREATE TABLE sync_invite (
     load       INTEGER NOT NULL,
     expires_at TEXT NOT NULL,
     used_by    TEXT,
-    used_at    TEXT
+    used_at    TEXT,
+    loaded_at  TEXT
 );
 
 -- For an open invitation without a load: row states as they were when it was made, kept on their
@@ -171,6 +172,8 @@ CREATE TABLE sync_import (
     server_id     INTEGER NOT NULL,
     timestamp     TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 );
+CREATE INDEX sync_import_uuid ON sync_import (uuid);
+CREATE INDEX sync_import_unconfirmed ON sync_import (server_id) WHERE state = 'COMMITTED';
 CREATE INDEX sync_import_timestamp ON sync_import (timestamp);
 
 -- The merge state of each row that was ever changed under tracking.
@@ -261,10 +264,16 @@ INSERT INTO sync_class (name, send_to, receive_from) VALUES
 -- A row in here, in the applier's own transaction only, keeps its writes from being captured.
 CREATE TABLE sync_applying (id INTEGER PRIMARY KEY);
 
--- Rows that an INSERT OR REPLACE may be about to remove; emptied by the triggers that fill it.
+-- Rows that a REPLACE may be about to remove, with the values of the new row that they clash with;
+-- what is left in here by a write that did not replace is without effect.
 CREATE TABLE sync_replaced (
     class_id INTEGER NOT NULL,
+    clash    TEXT NOT NULL,
     local_id TEXT NOT NULL,
-    image    TEXT NOT NULL,
-    refs     TEXT
+    image    TEXT NOT NULL
 );
+
+-- Notes are about rows as the host left them: what the applier writes makes them void.
+CREATE TRIGGER sync_applying_forgets AFTER INSERT ON sync_applying BEGIN
+    DELETE FROM sync_replaced;
+END;

@@ -1,7 +1,11 @@
 //! SQLite through diesel-async's wrapper: one connection that writes, one that reads. A statement
 //! made at run time is cached by its text; many of one kind run in one hop to the blocking thread.
 
+pub mod affinity;
+pub mod catalog;
 pub mod image;
+mod index;
+pub mod triggers;
 
 use std::path::Path;
 use std::sync::Arc;

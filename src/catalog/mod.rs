@@ -2,7 +2,9 @@
 //! into [`Table`]s, [`decide`] makes [`Class`]es of them or says why not, and a store writes the
 //! triggers.
 //!
-//! This file holds the model.
+//! This file holds the model; the rules stand in [`mod@decide`].
+
+pub mod decide;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,6 +38,30 @@ pub struct Table {
     pub obstacle: Option<String>,
     /// Whether it is partitioned (PostgreSQL): triggers go on the root and each partition.
     pub partitions: Vec<String>,
+    /// What can make REPLACE remove another row (SQLite; empty on PostgreSQL).
+    pub clashes: Vec<Clash>,
+}
+
+/// What a unique index of SQLite compares: a row that agrees with the new one in all terms is
+/// removed by REPLACE, without a delete trigger. The primary key, partial indexes and indexes on
+/// expressions included.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Clash {
+    /// What is compared.
+    pub terms: Vec<ClashTerm>,
+    /// The WHERE of a partial index.
+    pub condition: Option<String>,
+}
+
+/// A column or an expression of a unique index.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ClashTerm {
+    /// The column's name, or the expression as the index declares it.
+    pub sql: String,
+    /// Whether `sql` is an expression.
+    pub expression: bool,
+    /// The collation that it is compared by.
+    pub collation: String,
 }
 
 /// A column as the catalog describes it.
@@ -122,6 +148,9 @@ pub struct Class {
     pub id_source: Option<String>,
     /// Partitions that carry the triggers as well.
     pub partitions: Vec<String>,
+    /// As in [`Table::clashes`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clashes: Vec<Clash>,
 }
 
 /// A column of a class.
@@ -194,6 +223,9 @@ pub struct Catalog {
     pub tracked: HashMap<i32, Arc<Tracked>>,
     /// Local numbers by name, those of classes known by name only included.
     pub ids: HashMap<Arc<str>, i32>,
+    /// The order in which rows go in: a class stands behind those that it refers to, where there
+    /// is no cycle.
+    ranks: HashMap<i32, usize>,
 }
 
 /// A class with what the sync tables call it.
@@ -208,6 +240,44 @@ pub struct Tracked {
 }
 
 impl Catalog {
+    /// These classes, by their numbers.
+    #[must_use]
+    pub fn new(tracked: HashMap<i32, Arc<Tracked>>, ids: HashMap<Arc<str>, i32>) -> Self {
+        let mut catalog = Self { tracked, ids, ranks: HashMap::new() };
+        let mut classes: Vec<i32> = catalog.tracked.keys().copied().collect();
+        classes.sort_by_key(|id| Arc::clone(&catalog.tracked[id].class.name));
+        for id in classes {
+            catalog.rank_from(id, &mut Vec::new());
+        }
+        catalog
+    }
+
+    fn rank_from(&mut self, id: i32, above: &mut Vec<i32>) {
+        if self.ranks.contains_key(&id) || above.contains(&id) {
+            return;
+        }
+        above.push(id);
+        let targets: Vec<i32> = self
+            .tracked
+            .get(&id)
+            .into_iter()
+            .flat_map(|tracked| tracked.class.slots())
+            .filter_map(|slot| self.ids.get(&slot.reference.target).copied())
+            .collect();
+        for target in targets {
+            self.rank_from(target, above);
+        }
+        above.pop();
+        let next = self.ranks.len();
+        self.ranks.insert(id, next);
+    }
+
+    /// Where a class stands in the order in which rows go in.
+    #[must_use]
+    pub fn rank(&self, id: i32) -> usize {
+        self.ranks.get(&id).copied().unwrap_or(usize::MAX)
+    }
+
     /// A tracked class by its name.
     #[must_use]
     pub fn class(&self, name: &str) -> Option<&Arc<Tracked>> {
