@@ -189,20 +189,7 @@ pub struct ClassSettings {
     pub groups: Vec<Vec<String>>,
 }
 
-/// How concurrent edits of a class merge.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// Column by column.
-    #[default]
-    Columns,
-    /// The whole row wins or loses.
-    Row,
-    /// The last delete or re-insert decides whether the row is there.
-    DeleteWins,
-    /// Nothing concurrent goes in until an operator decides.
-    Hold,
-}
+pub use crate::merge::Policy;
 
 impl Default for Config {
     fn default() -> Self {
