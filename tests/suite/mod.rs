@@ -1,1 +1,2 @@
 mod capture_sqlite;
+mod transport;
