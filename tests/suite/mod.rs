@@ -1,2 +1,4 @@
 mod capture_sqlite;
+mod openmrs;
 mod transport;
+mod tree;
