@@ -2,4 +2,6 @@
 
 mod books;
 mod capture_sqlite;
+mod openmrs;
 mod transport;
+mod tree;
