@@ -3,4 +3,6 @@
 mod books;
 mod capture_sqlite;
 mod cli;
+mod openmrs;
 mod transport;
+mod tree;

@@ -46,6 +46,13 @@ CREATE TABLE sync_change (
     changed_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 );
 
+-- Where the interceptor marks the end of a transaction: by a trigger, so that the host's
+-- last_insert_rowid() stays as it is.
+CREATE VIEW sync_mark AS SELECT op FROM sync_change WHERE op = 4;
+CREATE TRIGGER sync_mark_insert INSTEAD OF INSERT ON sync_mark BEGIN
+    INSERT INTO sync_change (class_id, op) VALUES (0, 4);
+END;
+
 -- The neighbours, and this side's bookkeeping of the link to each.
 CREATE TABLE sync_server (
     id                 INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -26,19 +26,14 @@ pub(super) struct Conflict {
 }
 
 impl Conflict {
-    pub(super) fn new(
-        item: &Item,
-        stamp: Stamp,
-        conflict: merge::Conflict,
-        incoming: &Incoming,
-    ) -> Self {
+    pub(super) fn new(item: &Item, conflict: merge::Conflict, incoming: &Incoming) -> Self {
         let value = conflict.column.as_ref().and_then(|column| {
             item.values.iter().find(|(name, _)| name == column).map(|(_, value)| value.clone())
         });
         Self {
             row: item.row.clone(),
             column: conflict.column,
-            theirs: (stamp, value),
+            theirs: (conflict.theirs, value),
             ours: conflict.ours,
             theirs_won: conflict.theirs_won,
             original: incoming.body.original_uuid,

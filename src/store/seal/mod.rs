@@ -23,7 +23,7 @@ use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
-use crate::merge::{Clock, Seen, Stamp, Time};
+use crate::merge::{Clock, Stamp, Time};
 use crate::record::{Body, Item, Op, limits, payload};
 use crate::rules::Rules;
 
@@ -253,11 +253,8 @@ impl Sealer<'_> {
         actors.admit(session, [self.identity.actor()]).await?;
         let mut records = Vec::new();
         for record in ready {
-            let mut parts = Vec::with_capacity(record.body.len());
             let number = record.body.first().map_or(0, |body| body.number);
-            for body in &record.body {
-                parts.push(payload::encode(body)?);
-            }
+            let parts = payload::encode_parts(&record.body)?;
             records.push(NewRecord {
                 uuid: record.original,
                 original: record.original,
@@ -286,7 +283,7 @@ impl Sealer<'_> {
 /// Moves the state of a row on by a local change, and makes the item that says so.
 fn item(net: Net, state: &mut crate::merge::RowState, stamp: Stamp) -> Item {
     let columns = net.values.iter().map(|(name, _)| Arc::clone(name));
-    let seen = state.touch_local(net.op, columns, stamp);
+    let (seen, erased) = state.touch_local(net.op, columns, stamp);
     if net.op == Op::Delete {
         state.shadow = Some(net.shadow.into_iter().collect());
     } else {
@@ -297,7 +294,7 @@ fn item(net: Net, state: &mut crate::merge::RowState, stamp: Stamp) -> Item {
         op: net.op,
         values: net.values,
         seen,
-        erased: Seen::new(),
+        erased,
         stamps: Vec::new(),
         base: None,
     }
