@@ -10,9 +10,9 @@ pub(crate) struct Databases {
 }
 
 impl Databases {
-    /// On the PostgreSQL server of `BRANCHLINE_TEST_POSTGRES_URL`, or where it usually is.
+    /// On the PostgreSQL server of the tests.
     pub(crate) fn postgres() -> Self {
-        Self::on(Some(super::services::postgres_url()))
+        Self::on(Some(super::services::postgres_url().to_owned()))
     }
 
     /// SQLite files.
@@ -32,9 +32,7 @@ impl Databases {
             return format!("sqlite:{}", path.display());
         };
         let name = self.name(name);
-        databases::create(&url, &name)
-            .await
-            .unwrap_or_else(|error| panic!("set BRANCHLINE_TEST_POSTGRES_URL: {error:?}"));
+        databases::create(&url, &name).await.unwrap_or_else(|error| panic!("{error:?}"));
         let made = databases::renamed(&url, &name);
         self.made.push(name);
         made
