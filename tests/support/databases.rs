@@ -32,7 +32,9 @@ impl Databases {
             return format!("sqlite:{}", path.display());
         };
         let name = self.name(name);
-        databases::create(&url, &name).await.unwrap_or_else(|error| panic!("{error:?}"));
+        databases::create(&url, &name)
+            .await
+            .unwrap_or_else(|error| panic!("no database can be made: {error:?}"));
         let made = databases::renamed(&url, &name);
         self.made.push(name);
         made
