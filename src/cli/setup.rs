@@ -7,7 +7,7 @@ use serde_json::json;
 use super::grammar::{Init, Track, Untrack};
 use super::output::count;
 use super::{Context, End};
-use crate::catalog::decide::{NewReference, Request};
+use crate::catalog::decide::Request;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -50,29 +50,6 @@ pub(crate) async fn init(context: &Context, arguments: &Init) -> Result<End> {
     Ok(End::Done)
 }
 
-/// What is asked of `track`, with what the configuration says.
-fn request(config: &Config) -> Request {
-    Request {
-        references: config
-            .references
-            .iter()
-            .map(|one| NewReference {
-                table: one.table.clone(),
-                column: one.column.clone(),
-                target: one.target.clone(),
-                when: one.when.clone(),
-            })
-            .collect(),
-        plain: config.plain.iter().map(|one| (one.table.clone(), one.column.clone())).collect(),
-        id_sources: config
-            .classes
-            .iter()
-            .filter_map(|class| Some((class.name.clone(), class.id.clone()?)))
-            .collect(),
-        ..Request::default()
-    }
-}
-
 /// Reads `--key TABLE=COLUMN,…`.
 fn keys(arguments: &[String]) -> Result<HashMap<String, Vec<String>>> {
     let mut keys = HashMap::new();
@@ -94,7 +71,7 @@ pub(crate) async fn track(context: &Context, arguments: Track) -> Result<End> {
         keys: keys(&arguments.key)?,
         add_uuid: arguments.add_uuid,
         assume_plain: arguments.assume_plain,
-        ..request(&context.config)
+        ..context.config.track_request()
     };
     let report = books::write(&store, async |session| {
         let report = track::track(session, request.clone()).await?;
@@ -178,7 +155,7 @@ pub(crate) async fn untrack(context: &Context, arguments: Untrack) -> Result<End
 
 /// Puts every table under capture that the default rules do not keep back.
 pub(crate) async fn track_all(store: &Store, config: &Config) -> Result<()> {
-    let request = Request { all: true, ..request(config) };
+    let request = Request { all: true, ..config.track_request() };
     let report =
         books::write(store, async |session| track::track(session, request.clone()).await).await?;
     match report.refusals.first() {

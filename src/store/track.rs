@@ -138,6 +138,27 @@ pub async fn broken(session: &mut Session, catalog: &Catalog) -> Result<Vec<Stri
     Ok(names.map(|tracked| tracked.class.name.to_string()).collect())
 }
 
+/// Classes whose triggers are broken, or whose tables have other columns than they were tracked with.
+///
+/// # Errors
+/// Those of the database.
+pub async fn drifted(session: &mut Session, catalog: &Catalog) -> Result<Vec<String>> {
+    let mut list = broken(session, catalog).await?;
+    for table in tables(session).await? {
+        let Some(tracked) = catalog.class(&table.name) else { continue };
+        let now =
+            table.columns.iter().map(|column| (column.name.as_str(), column.sql_type.as_str()));
+        let then =
+            tracked.class.columns.iter().map(|column| (&*column.name, column.sql_type.as_str()));
+        if !now.eq(then) || table.partitions != tracked.class.partitions {
+            list.push(table.name);
+        }
+    }
+    list.sort();
+    list.dedup();
+    Ok(list)
+}
+
 /// Tables that `--all` leaves out: the default rules neither send nor receive them.
 async fn skipped(session: &mut Session, found: &[Table]) -> Result<BTreeSet<String>> {
     let rules = books::rules::defaults(session).await?;

@@ -125,15 +125,28 @@ pub struct Delivery {
 /// [`Unreachable`](crate::error::Kind::Unreachable) when the broker does not answer; reconnecting
 /// is the transport's business, at the next call.
 pub trait Transport: Send + Sync + 'static {
-    /// Makes sure that the queue is there (passively first, then made by whoever may).
+    /// Makes sure that the queue is there (passively first, then made by whoever may). To be
+    /// repeated whenever a consumer had an error: the broker may have lost everything.
+    ///
+    /// # Errors
+    /// `Config` when the queue is missing and this user may not make it.
     fn declare<'a>(&'a self, queue: Queue) -> BoxFuture<'a, Result<()>>;
 
     /// Publishes in order and waits for every outcome, one for each message in the same order.
     /// Not cancel safe: what was handed over may be published all the same.
+    ///
+    /// # Errors
+    /// When nothing is known of any of the messages: the broker is out of reach, blocks us, or
+    /// did not answer in time. Some may be in the queue. Once it has answered for one of them,
+    /// the others are [`Outcome::Refused`].
     fn publish<'a>(&'a self, messages: Vec<Outgoing>) -> BoxFuture<'a, Result<Vec<Outcome>>>;
 
     /// Opens the queue for reading. A single active consumer reads a queue: a second one waits
-    /// (its [`Consumer::next`] yields nothing) until the first is gone.
+    /// (its [`Consumer::next`] yields nothing) until the first is gone. At most `prefetch`
+    /// messages are in hand at once, each of up to [`BODY_BYTES_MAX`].
+    ///
+    /// # Errors
+    /// `Failed` when the queue is not there.
     fn consume<'a>(
         &'a self,
         queue: Queue,

@@ -25,7 +25,7 @@ enum Answer {
 }
 
 /// Takes a join request in and answers it.
-pub async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
+pub(super) async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
     let _busy = engine.activity.busy();
     let mut session = engine.store.begin().await?;
     crate::store::seal::lock(&mut session).await?;
@@ -144,7 +144,7 @@ fn stranger(join: &Join, server: crate::id::ServerId) -> Result<Neighbour> {
 
 /// Sends a child the row states that it has still to get, if any: after a crash, again from the
 /// start, which does no harm.
-pub async fn send_states_due(engine: &Engine, child: &Neighbour, server: i64) -> Result<()> {
+pub(super) async fn send_states_due(engine: &Engine, child: &Neighbour, server: i64) -> Result<()> {
     let mut session = engine.store.read().await?;
     let due = session
         .query(
@@ -204,7 +204,7 @@ async fn send_states(engine: &Engine, child: &Neighbour, server: i64) -> Result<
 }
 
 /// Takes row states in that the parent sent: they are joined, no value is written.
-pub async fn load(session: &mut Session, context: &mut Context, load: &Load) -> Result<()> {
+pub(super) async fn load(session: &mut Session, context: &mut Context, load: &Load) -> Result<()> {
     let mut rows = Vec::new();
     for row in &load.rows {
         let class = class_id(session, &row.class).await?;

@@ -1,4 +1,5 @@
 //! The suites, one for each room.
 
+mod books;
 mod capture_sqlite;
 mod transport;

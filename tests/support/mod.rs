@@ -1,4 +1,5 @@
 //! What the suites share.
 
+pub(crate) mod databases;
 pub(crate) mod proxy;
 pub(crate) mod services;

@@ -100,12 +100,13 @@ fn differences(first: (&str, &Image), other: (&str, &Image), found: &mut Vec<Str
     for ((table, key), rows) in first.1 {
         match other.1.get(&(*table, key.clone())) {
             None => found.push(format!("`{table}` {key} is missing on `{}`", other.0)),
-            Some(others) if others != rows => {
-                found.push(format!(
-                    "`{table}` {key} is not the same on `{}` and `{}`",
-                    first.0, other.0
-                ));
-            }
+            Some(others) if others != rows => found.push(format!(
+                "`{table}` {key} is {} on `{}` and {} on `{}`",
+                shown(rows),
+                first.0,
+                shown(others),
+                other.0
+            )),
             Some(_) => {}
         }
     }
@@ -114,6 +115,15 @@ fn differences(first: (&str, &Image), other: (&str, &Image), found: &mut Vec<Str
             found.push(format!("`{table}` {key} is on `{}` and not on `{}`", other.0, first.0));
         }
     }
+}
+
+/// The columns of a row; the demo's rows are nobody's secret.
+fn shown(rows: &[Vec<Option<String>>]) -> String {
+    let row = |row: &Vec<Option<String>>| {
+        let columns = row.iter().map(|column| column.as_deref().unwrap_or("NULL"));
+        format!("({})", columns.collect::<Vec<_>>().join(", "))
+    };
+    rows.iter().map(row).collect::<Vec<_>>().join(" twice: ")
 }
 
 async fn image(store: &Store) -> Result<Image> {
@@ -204,7 +214,7 @@ mod tests {
         assert_eq!(
             found,
             [
-                "`obs` 2 is not the same on `root` and `leaf`",
+                "`obs` 2 is (b) on `root` and (x) on `leaf`",
                 "`obs` 3 is missing on `leaf`",
                 "`obs` 4 is on `leaf` and not on `root`",
             ]

@@ -8,8 +8,8 @@ use super::schema::TABLES;
 use super::tree::{SITES, Tree};
 use crate::cli::output::{Output, count, is_terminal, line, table};
 use crate::error::Result;
+use crate::state::State;
 use crate::store::Store;
-use crate::store::books::state;
 use crate::store::books::status::{Link, status};
 use crate::store::time as clock;
 
@@ -62,17 +62,12 @@ async fn sample(store: &Store) -> Result<Sample> {
         patients: row.int(0)?,
         encounters: row.int(1)?,
         rows: row.int(2)?,
-        delivered: total(|link| in_state(link, &[state::COMMITTED])),
-        waiting: total(|link| link.waiting() + in_state(link, &[state::FAILED])),
+        delivered: total(|link| link.in_states(&[State::Committed])),
+        waiting: total(|link| link.waiting() + link.in_states(&[State::Failed])),
         came_in: total(|link| link.came_in.iter().map(|(_, number)| number).sum()),
         held: status.held,
         unsealed: status.unsealed,
     })
-}
-
-fn in_state(link: &Link, states: &[&str]) -> i64 {
-    let counts = link.out.iter().filter(|(state, _)| states.contains(&state.as_str()));
-    counts.map(|(_, number)| number).sum()
 }
 
 /// The screen.

@@ -25,39 +25,6 @@ pub use servers::{LinkState, Neighbour, Role, neighbours};
 use super::{Session, Store};
 use crate::error::{Error, Kind, Result};
 
-/// States of records, by the names that stand in the tables.
-pub mod state {
-    #![allow(missing_docs)]
-    pub const NEW: &str = "NEW";
-    pub const PENDING: &str = "PENDING";
-    pub const SENT: &str = "SENT";
-    pub const SENT_AGAIN: &str = "SENT_AGAIN";
-    pub const SEND_FAILED: &str = "SEND_FAILED";
-    pub const FAILED: &str = "FAILED";
-    pub const FAILED_AND_STOPPED: &str = "FAILED_AND_STOPPED";
-    pub const COMMITTED: &str = "COMMITTED";
-    pub const ALREADY_COMMITTED: &str = "ALREADY_COMMITTED";
-    pub const COMMITTED_AND_CONFIRMATION_SENT: &str = "COMMITTED_AND_CONFIRMATION_SENT";
-    pub const NOT_SUPPOSED_TO_SYNC: &str = "NOT_SUPPOSED_TO_SYNC";
-    pub const REJECTED: &str = "REJECTED";
-
-    /// All of them, in the order in which they are shown.
-    pub const ALL: [&str; 12] = [
-        NEW,
-        PENDING,
-        SENT,
-        SENT_AGAIN,
-        SEND_FAILED,
-        FAILED,
-        FAILED_AND_STOPPED,
-        COMMITTED,
-        ALREADY_COMMITTED,
-        COMMITTED_AND_CONFIRMATION_SENT,
-        NOT_SUPPOSED_TO_SYNC,
-        REJECTED,
-    ];
-}
-
 /// How often a transaction is tried before a lock is given up.
 const ATTEMPTS_MAX: u32 = 20;
 

@@ -1,15 +1,25 @@
-//! Whole databases, made and dropped: for the demo.
+//! Whole databases, made, copied and dropped: for the demo and for tests.
 
 use diesel_async::{AsyncConnection as _, AsyncPgConnection, SimpleAsyncConnection as _};
 
 use super::from_diesel;
 use crate::error::{Error, Result};
-use crate::store::session::quote;
+use crate::store::session::{literal, quote};
 use crate::store::without_password;
 
 /// Makes the empty database `name` on the server that `url` leads to.
 pub async fn create(url: &str, name: &str) -> Result<()> {
     run(url, &format!("CREATE DATABASE {}", quote(name))).await
+}
+
+/// Makes the database `name` as a copy of `from`, closing all connections to that.
+pub async fn copy(url: &str, from: &str, name: &str) -> Result<()> {
+    let kick = format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {}",
+        literal(from)
+    );
+    run(url, &kick).await?;
+    run(url, &format!("CREATE DATABASE {} TEMPLATE {}", quote(name), quote(from))).await
 }
 
 /// Drops the database `name`, if it is there, and whoever is connected to it.

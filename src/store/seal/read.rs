@@ -153,13 +153,13 @@ async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw>
             group.push(row);
         }
     }
-    if !group.is_empty() && !(full && raw.groups.is_empty()) && !full {
+    if !full && !group.is_empty() {
         raw.groups.push(group);
         raw.seqs.append(&mut seqs);
     }
     if raw.groups.is_empty() && !raw.seqs.is_empty() {
         // Nothing but marks: they are dealt with, and there is no reason to look further at once.
-        raw.more = full && !raw.seqs.is_empty();
+        raw.more = full;
         raw.groups.push(Vec::new());
     }
     Ok(raw)

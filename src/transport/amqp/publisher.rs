@@ -288,3 +288,61 @@ impl Round {
 fn too_large(size: usize) -> Outcome {
     Outcome::Refused(format!("{size} bytes are more than a message may have ({BODY_BYTES_MAX})"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Kind;
+    use crate::id::ServerId;
+    use crate::transport::{Lane, Queue};
+
+    fn job(sizes: &[usize]) -> (Job, oneshot::Receiver<Result<Vec<Outcome>>>) {
+        let queue = Queue { to: ServerId::random(), from: ServerId::random(), lane: Lane::Acks };
+        let message = |size: &usize| Outgoing {
+            queue,
+            message_id: uuid::Uuid::new_v4(),
+            kind: "acks",
+            compressed: false,
+            sender: queue.from,
+            body: vec![0; *size].into(),
+        };
+        Job::new(sizes.iter().map(message).collect())
+    }
+
+    fn confirmed(round: Round) -> Vec<Job> {
+        let count = round.messages.len();
+        round.settle(Ok(vec![Outcome::Confirmed; count]))
+    }
+
+    #[test]
+    fn a_round_keeps_to_its_window_and_its_bytes() {
+        let (first, mut answer) = job(&[1; 5]);
+        let (second, _answer) = job(&[ROUND_BYTES_MAX, 1, ROUND_BYTES_MAX]);
+        let mut queue = VecDeque::from([first, second]);
+        let mut sizes = Vec::new();
+        while !queue.is_empty() {
+            let round = Round::take(&mut queue, 3);
+            sizes.push(round.messages.len());
+            confirmed(round).into_iter().rev().for_each(|job| queue.push_front(job));
+        }
+        assert_eq!(sizes, [3, 2, 1, 1, 1]);
+        assert_eq!(answer.try_recv().unwrap().unwrap(), vec![Outcome::Confirmed; 5]);
+    }
+
+    #[test]
+    fn a_broken_round_is_an_error_unless_the_broker_answered_before() {
+        let broken = || Err(Error::unreachable("cut"));
+        let (unheard, mut answer) = job(&[1]);
+        let mut queue = VecDeque::from([unheard]);
+        Round::take(&mut queue, 3).settle(broken());
+        assert_eq!(answer.try_recv().unwrap().unwrap_err().kind(), Kind::Unreachable);
+
+        let (heard, mut answer) = job(&[1, BODY_BYTES_MAX + 1, 1]);
+        let mut queue: VecDeque<_> = VecDeque::from([heard]);
+        let rest = confirmed(Round::take(&mut queue, 1));
+        Round::take(&mut rest.into(), 1).settle(broken());
+        let outcomes = answer.try_recv().unwrap().unwrap();
+        assert_eq!(outcomes[0], Outcome::Confirmed);
+        assert!(outcomes[1..].iter().all(|outcome| *outcome != Outcome::Confirmed));
+    }
+}

@@ -34,14 +34,22 @@ impl SpoolConsumer {
         Self { reader: Arc::new(Mutex::new(Reader::new(folder, prefetch))), poll }
     }
 
+    /// What is read already; nothing while the reader is at work for a call that was cancelled.
+    fn ready(&self) -> Option<Delivery> {
+        self.reader.try_lock().ok()?.ready.pop_front()
+    }
+
     async fn next_within(&mut self, wait: Duration) -> Result<Option<Delivery>> {
         let until = Instant::now() + wait;
         loop {
             // What the task reads it leaves with the reader, so nothing is lost when we are
-            // cancelled while it works.
+            // cancelled while it works: the next call finds it here.
+            if let Some(delivery) = self.ready() {
+                return Ok(Some(delivery));
+            }
             let reader = self.reader.clone();
             blocking(move || locked(&reader).look()).await?;
-            if let Some(delivery) = locked(&self.reader).ready.pop_front() {
+            if let Some(delivery) = self.ready() {
                 return Ok(Some(delivery));
             }
             let now = Instant::now();

@@ -312,6 +312,32 @@ async fn a_broker_that_is_away_is_unreachable_and_found_again() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_during_the_pause_do_not_connect() {
+    with_bench(|bench| {
+        Box::pin(async move {
+            let (user, host, tail) = parts(&bench.url);
+            let proxy = Proxy::to(&host).await;
+            proxy.stall();
+            let url = format!("amqp://{user}@{}/{tail}", proxy.address());
+            let settings = Settings {
+                backoff_min: SOON,
+                backoff_max: SOON,
+                connect_timeout: Duration::from_millis(200),
+                ..short(bench)
+            };
+            let transport = transport::connect(&url, &settings).unwrap();
+            let queue =
+                Queue { to: ServerId::random(), from: ServerId::random(), lane: Lane::Acks };
+            for _ in 0..20 {
+                assert_unreachable(transport.declare(queue).await);
+            }
+            assert_eq!(proxy.accepted(), 1);
+        })
+    })
+    .await;
+}
+
 /// A broker short of memory or disk: it says so, and reads no more from who publishes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_blocked_connection_stops_publishing_and_nothing_else() {

@@ -291,11 +291,20 @@ async fn next_may_be_cancelled(bench: &Bench) {
         }
     });
     let until = Instant::now() + SOON;
+    let mut cancelled = 0_u32;
     while numbers.len() < 50 && Instant::now() < until {
+        // Nearly every call is cancelled, at another point each time.
+        let patience = Duration::from_micros(u64::from(cancelled % 8) * 40);
         tokio::select! {
             biased;
             next = consumer.next(SOON) => numbers.push(number(&next.unwrap().unwrap().body)),
-            () = tokio::time::sleep(Duration::from_micros(700)) => {}
+            () = async {
+                if patience.is_zero() {
+                    tokio::task::yield_now().await;
+                } else {
+                    tokio::time::sleep(patience).await;
+                }
+            } => cancelled += 1,
         }
     }
     publishing.await.unwrap();

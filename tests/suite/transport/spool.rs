@@ -200,6 +200,26 @@ async fn a_message_that_comes_late_is_not_missed() {
     .await;
 }
 
+/// The lock that the reader holds is that of the folder that was removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_made_again_needs_a_fresh_consumer() {
+    with_bench(|bench| {
+        Box::pin(async move {
+            let transport = bench.open();
+            let queue = bench.declared(&*transport).await;
+            let mut stale = transport.consume(queue, 10).await.unwrap();
+            nothing(&mut *stale).await;
+            transport.remove(queue).await.unwrap();
+            transport.declare(queue).await.unwrap();
+            publish(&*transport, numbered(queue, 0, 2)).await;
+            let mut fresh = transport.consume(queue, 1).await.unwrap();
+            assert_eq!(take(&mut *fresh, 1).await.0, [0]);
+            assert!(stale.next(A_WHILE).await.is_err());
+        })
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_is_not_there_is_out_of_reach() {
     let base = TempDir::new().unwrap();
