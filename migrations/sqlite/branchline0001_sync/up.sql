@@ -43,8 +43,11 @@ CREATE TABLE sync_change (
     new_image  TEXT,
     old_refs   TEXT,
     new_refs   TEXT,
+    local_id   TEXT,
     changed_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 );
+-- The history of rows that are referred to, and were deleted, got another key or an id used before.
+CREATE INDEX sync_change_local ON sync_change (class_id, local_id) WHERE local_id IS NOT NULL;
 
 -- The neighbours, and this side's bookkeeping of the link to each.
 CREATE TABLE sync_server (

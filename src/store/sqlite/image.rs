@@ -10,10 +10,11 @@
 //! a REAL column is the float that SQLite cannot store.
 
 use super::affinity::{Affinity, affinity};
+use super::triggers;
 use crate::catalog::{Column, TypeKind, join_key};
 use crate::error::{Error, Result};
 use crate::record::Value;
-use crate::store::session::Datum;
+use crate::store::session::{Datum, literal, quote};
 
 /// How deep composite keys may refer to each other.
 const DEPTH_MAX: usize = 16;
@@ -79,10 +80,17 @@ pub fn quote_texts(keys: &[Option<String>]) -> String {
                 let hex: String = key.bytes().map(|byte| format!("{byte:02X}")).collect();
                 format!("T'{hex}'")
             }
-            Some(key) => crate::store::session::literal(key),
+            Some(key) => literal(key),
         })
         .collect();
     parts.join(",")
+}
+
+/// SQL for the image of the columns of the row `row` (a table's alias), in their order.
+#[must_use]
+pub fn list_sql<'a>(columns: impl Iterator<Item = &'a str>, row: &str) -> String {
+    let any = |name: &str| triggers::any_literal_sql(&format!("{row}.{}", quote(name)));
+    triggers::list(columns.map(any).collect())
 }
 
 /// The bind that stores `value` in `column`: what [`decode`] read, whatever the column's affinity
@@ -358,7 +366,7 @@ mod tests {
 
     #[test]
     fn keys_are_read_as_canonical_text() {
-        let quoted = |list: &str| format!("K{}", crate::store::session::literal(list));
+        let quoted = |list: &str| format!("K{}", literal(list));
         let inner = quoted("'y\"',1");
         let outer = quoted(&format!("'x',{inner}"));
         let list = format!("'a',NULL,5,X'00FF',{outer},T'6100',{}", quoted("1,NULL"));

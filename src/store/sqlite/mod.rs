@@ -5,6 +5,7 @@ pub mod affinity;
 pub mod catalog;
 pub mod image;
 mod index;
+pub mod refs;
 pub mod triggers;
 
 use std::path::Path;

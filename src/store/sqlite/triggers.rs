@@ -33,8 +33,9 @@ const NAMES: [&str; 5] = ["note_insert", "note_update", "insert", "update", "del
 ///
 /// # Errors
 /// None yet: a twin of the other store's function.
-pub fn create(tracked: &Tracked, _catalog: &Catalog) -> Result<Vec<String>> {
-    let writer = Writer { tracked, class: &tracked.class };
+pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
+    let referred = referred(&tracked.class, catalog);
+    let writer = Writer { tracked, class: &tracked.class, referred };
     let mut triggers = Vec::with_capacity(NAMES.len());
     if !tracked.class.clashes.is_empty() {
         triggers.push(writer.note_insert());
@@ -88,9 +89,20 @@ fn trigger_name(tracked: &Tracked, name: &str) -> String {
     format!("sync_{}_{name}", tracked.id)
 }
 
+/// Whether rows of any class refer to rows of this one by its local id.
+fn referred(class: &Class, catalog: &Catalog) -> bool {
+    class.local.len() == 1
+        && catalog
+            .tracked
+            .values()
+            .any(|other| other.class.slots().any(|slot| slot.reference.target == class.name))
+}
+
 struct Writer<'a> {
     tracked: &'a Tracked,
     class: &'a Class,
+    /// Its rows are referred to, so [`refs`](super::refs) needs the history of their keys.
+    referred: bool,
 }
 
 impl Writer<'_> {
@@ -126,7 +138,7 @@ impl Writer<'_> {
         let mut body = vec![self.forget_old_notes(), self.forget_clashes()];
         let changed: Vec<String> =
             self.class.clashes.iter().map(|clash| self.changed(clash)).collect();
-        let same = self.same_local("o", "OLD");
+        let same = self.same(&self.class.local, "o", "OLD");
         for (n, (clash, changed)) in self.class.clashes.iter().zip(&changed).enumerate() {
             let condition = format!("{changed} AND {} AND NOT ({same})", self.agree(clash, "NEW"));
             body.push(self.note(n, clash, &condition));
@@ -138,10 +150,12 @@ impl Writer<'_> {
     fn insert(&self) -> String {
         let mut body = self.capture_replaced();
         body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, new_image) VALUES ({}, 1, {}, {})",
+            "INSERT INTO sync_change (class_id, op, shape, new_image, local_id) \
+             VALUES ({}, 1, {}, {}, {})",
             self.tracked.id,
             self.tracked.shape,
-            image_sql(self.class, "NEW")
+            image_sql(self.class, "NEW"),
+            self.id_again("NEW"),
         ));
         self.trigger("insert", "AFTER INSERT", "", &body)
     }
@@ -154,15 +168,27 @@ impl Writer<'_> {
         let ops = if self.class.set {
             "(SELECT 3 AS op UNION ALL SELECT 1)".to_owned()
         } else {
-            let same = self.same_local("OLD", "NEW");
+            let same = self.same(&self.class.local, "OLD", "NEW");
             format!(
                 "(SELECT 2 AS op WHERE {same} UNION ALL SELECT 3 WHERE NOT ({same}) \
                  UNION ALL SELECT 1 WHERE NOT ({same}))"
             )
         };
+        let local_id = if self.referred {
+            format!(
+                "CASE op WHEN 1 THEN {} WHEN 3 THEN {old} ELSE \
+                 CASE WHEN NOT ({}) THEN {old} END END",
+                self.id_again("NEW"),
+                self.same(&self.class.key, "OLD", "NEW"),
+                old = self.local_sql("OLD"),
+            )
+        } else {
+            "NULL".to_owned()
+        };
         body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, old_image, new_image) \
-             SELECT {}, op, {}, CASE WHEN op <> 1 THEN {} END, CASE WHEN op <> 3 THEN {} END FROM {ops}",
+            "INSERT INTO sync_change (class_id, op, shape, old_image, new_image, local_id) \
+             SELECT {}, op, {}, CASE WHEN op <> 1 THEN {} END, CASE WHEN op <> 3 THEN {} END, \
+             {local_id} FROM {ops}",
             self.tracked.id,
             self.tracked.shape,
             image_sql(self.class, "OLD"),
@@ -174,12 +200,27 @@ impl Writer<'_> {
     fn delete(&self) -> String {
         let mut body: Vec<String> = self.forget_row("OLD").into_iter().collect();
         body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, old_image) VALUES ({}, 3, {}, {})",
+            "INSERT INTO sync_change (class_id, op, shape, old_image, local_id) \
+             VALUES ({}, 3, {}, {}, {})",
             self.tracked.id,
             self.tracked.shape,
-            image_sql(self.class, "OLD")
+            image_sql(self.class, "OLD"),
+            if self.referred { self.local_sql("OLD") } else { "NULL".to_owned() },
         ));
         self.trigger("delete", "AFTER DELETE", "", &body)
+    }
+
+    /// The local id of a new row, where a change that is not sealed yet is about a row that had the
+    /// same one.
+    fn id_again(&self, row: &str) -> String {
+        if !self.referred {
+            return "NULL".to_owned();
+        }
+        format!(
+            "(SELECT local_id FROM sync_change WHERE class_id = {} AND local_id = {} LIMIT 1)",
+            self.tracked.id,
+            self.local_sql(row)
+        )
     }
 
     fn note(&self, n: usize, clash: &Clash, condition: &str) -> String {
@@ -202,9 +243,10 @@ impl Writer<'_> {
         let noted = self.noted();
         vec![
             format!(
-                "INSERT INTO sync_change (class_id, op, shape, old_image) \
-                 SELECT class_id, 3, {}, image FROM sync_replaced WHERE {noted} GROUP BY local_id",
-                self.tracked.shape
+                "INSERT INTO sync_change (class_id, op, shape, old_image, local_id) \
+                 SELECT class_id, 3, {}, image, {} FROM sync_replaced WHERE {noted} GROUP BY local_id",
+                self.tracked.shape,
+                if self.referred { "local_id" } else { "NULL" },
             ),
             self.forget_clashes(),
         ]
@@ -295,9 +337,11 @@ impl Writer<'_> {
         format!("(SELECT {expression} FROM (SELECT {}))", columns.join(", "))
     }
 
-    fn same_local(&self, one: &str, other: &str) -> String {
-        let parts: Vec<String> = self
-            .local()
+    /// Two rows have the same values in `columns`, byte for byte.
+    fn same(&self, columns: &[usize], one: &str, other: &str) -> String {
+        let parts: Vec<String> = columns
+            .iter()
+            .filter_map(|n| self.class.columns.get(*n))
             .map(|column| {
                 let (one, other) = (column_of(one, &column.name), column_of(other, &column.name));
                 format!("{one} IS {other} COLLATE BINARY")
@@ -320,25 +364,38 @@ fn column_of(row: &str, name: &str) -> String {
 }
 
 /// SQL for one value as a literal. What a column's affinity rules out is not asked for.
-fn literal_sql(column: &Column, row: &str) -> String {
+pub(super) fn literal_sql(column: &Column, row: &str) -> String {
     let value = column_of(row, &column.name);
-    let text = format!(
-        "CASE WHEN instr({value},char(0)) THEN 'T'''||hex({value})||'''' ELSE quote({value}) END"
-    );
     match affinity(&column.sql_type) {
         Affinity::Text => {
-            format!("CASE typeof({value}) WHEN 'text' THEN {text} ELSE quote({value}) END")
+            format!(
+                "CASE typeof({value}) WHEN 'text' THEN {} ELSE quote({value}) END",
+                text(&value)
+            )
         }
-        _ => format!(
-            "CASE typeof({value}) WHEN 'integer' THEN {value} WHEN 'real' THEN printf('%!.19g',{value}) \
-             WHEN 'text' THEN {text} ELSE quote({value}) END"
-        ),
+        _ => any_literal_sql(&value),
     }
+}
+
+/// SQL for any value as a literal.
+pub(super) fn any_literal_sql(value: &str) -> String {
+    format!(
+        "CASE typeof({value}) WHEN 'integer' THEN {value} WHEN 'real' THEN printf('%!.19g',{value}) \
+         WHEN 'text' THEN {} ELSE quote({value}) END",
+        text(value)
+    )
+}
+
+/// SQL for a text as a literal: `quote` would cut it at an embedded NUL.
+fn text(value: &str) -> String {
+    format!(
+        "CASE WHEN instr({value},char(0)) THEN 'T'''||hex({value})||'''' ELSE quote({value}) END"
+    )
 }
 
 /// Joins SQL texts with commas between their values. SQLite bounds how deep an expression may nest,
 /// so the chain is a balanced tree.
-fn list(parts: Vec<String>) -> String {
+pub(super) fn list(parts: Vec<String>) -> String {
     fn join(parts: &[String]) -> String {
         match parts {
             [] => "''".to_owned(),
@@ -350,5 +407,9 @@ fn list(parts: Vec<String>) -> String {
             }
         }
     }
-    join(&parts)
+    match parts.as_slice() {
+        // A text also where the value alone would be a number.
+        [one] => format!("{one}||''"),
+        many => join(many),
+    }
 }
