@@ -221,6 +221,9 @@ pub struct Catalog {
     pub tracked: HashMap<i32, Arc<Tracked>>,
     /// Local numbers by name, those of classes known by name only included.
     pub ids: HashMap<Arc<str>, i32>,
+    /// The order in which rows go in: a class stands behind those that it refers to, where there
+    /// is no cycle.
+    ranks: HashMap<i32, usize>,
 }
 
 /// A class with what the sync tables call it.
@@ -235,6 +238,44 @@ pub struct Tracked {
 }
 
 impl Catalog {
+    /// These classes, by their numbers.
+    #[must_use]
+    pub fn new(tracked: HashMap<i32, Arc<Tracked>>, ids: HashMap<Arc<str>, i32>) -> Self {
+        let mut catalog = Self { tracked, ids, ranks: HashMap::new() };
+        let mut classes: Vec<i32> = catalog.tracked.keys().copied().collect();
+        classes.sort_by_key(|id| Arc::clone(&catalog.tracked[id].class.name));
+        for id in classes {
+            catalog.rank_from(id, &mut Vec::new());
+        }
+        catalog
+    }
+
+    fn rank_from(&mut self, id: i32, above: &mut Vec<i32>) {
+        if self.ranks.contains_key(&id) || above.contains(&id) {
+            return;
+        }
+        above.push(id);
+        let targets: Vec<i32> = self
+            .tracked
+            .get(&id)
+            .into_iter()
+            .flat_map(|tracked| tracked.class.slots())
+            .filter_map(|slot| self.ids.get(&slot.reference.target).copied())
+            .collect();
+        for target in targets {
+            self.rank_from(target, above);
+        }
+        above.pop();
+        let next = self.ranks.len();
+        self.ranks.insert(id, next);
+    }
+
+    /// Where a class stands in the order in which rows go in.
+    #[must_use]
+    pub fn rank(&self, id: i32) -> usize {
+        self.ranks.get(&id).copied().unwrap_or(usize::MAX)
+    }
+
     /// A tracked class by its name.
     #[must_use]
     pub fn class(&self, name: &str) -> Option<&Arc<Tracked>> {

@@ -1,10 +1,19 @@
 //! Branchline keeps a tree of databases in step over RabbitMQ, or over a spool directory.
+
 pub mod catalog;
+pub mod cli;
+pub mod config;
 pub mod error;
 pub mod id;
+pub mod interceptor;
 pub mod merge;
+pub mod publisher;
 pub mod record;
+pub mod rules;
+pub mod state;
 pub mod store;
+pub mod token;
 pub mod transport;
+pub mod worker;
 
 pub use error::{Error, Kind, Result};

@@ -3,7 +3,15 @@
 //! Pure. What an origin seals, it encodes once; the bytes of an item never change on their way
 //! through the tree. `docs/PROTOCOL.md` describes the format field by field.
 
+pub mod batch;
+mod decode;
+pub mod header;
+pub mod messages;
+pub mod payload;
+
 use std::sync::Arc;
+
+use uuid::Uuid;
 
 use crate::id::Actor;
 use crate::merge::{Seen, Stamp, Time};
@@ -74,6 +82,8 @@ pub struct Item {
 /// What one origin committed in one transaction, or one part of it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Body {
+    /// Names the record anywhere in the tree.
+    pub original_uuid: Uuid,
     /// The server that committed it, in its incarnation at that time.
     pub origin: Actor,
     /// The origin's own running number of the record, from 1, dense within an incarnation.

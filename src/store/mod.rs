@@ -5,11 +5,25 @@
 //! applying, bookkeeping) is the same on both, and is written once, over [`Session`]: an open
 //! transaction that runs SQL text with typed binds.
 
+pub mod actors;
+pub mod apply;
+pub mod batches;
+pub mod books;
+pub mod bulk;
+pub mod held;
 pub mod image;
+pub mod imports;
+pub mod keysql;
+pub mod outbox;
 pub mod postgres;
+pub mod rows;
+pub mod seal;
 pub mod session;
+pub mod settle;
 pub mod sqlite;
+pub mod states;
 pub mod time;
+pub mod track;
 
 use std::time::Duration;
 

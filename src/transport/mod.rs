@@ -5,11 +5,34 @@
 //! a fault, or vanish with the broker's disk. Only the receiver's acknowledgement, a message of its
 //! own, says that it was applied.
 
+mod amqp;
+mod backoff;
+mod settings;
+mod spool;
+
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures_util::future::BoxFuture;
 use uuid::Uuid;
 
-use crate::error::Result;
+pub use self::settings::{BODY_BYTES_MAX, QueueType, Settings};
+use crate::error::{Error, Result};
 use crate::id::ServerId;
+
+/// The transport that a `broker_url` names: `amqp://…`, `amqps://…` or `spool:DIR`. Nothing is
+/// opened yet; the first call does that.
+///
+/// # Errors
+/// [`Kind::Config`](crate::error::Kind::Config) when the address is not one of these, or a
+/// certificate file cannot be read. To be called within a tokio runtime.
+pub fn connect(url: &str, settings: &Settings) -> Result<Arc<dyn Transport>> {
+    match url.split_once(':') {
+        Some(("amqp" | "amqps", _)) => Ok(Arc::new(amqp::Amqp::new(url, settings)?)),
+        Some(("spool", directory)) => Ok(Arc::new(spool::Spool::new(directory, settings)?)),
+        _ => Err(Error::config("a broker's address begins with `amqp://`, `amqps://` or `spool:`")),
+    }
+}
 
 /// What a queue carries.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -132,8 +155,7 @@ pub trait Consumer: Send {
     /// The next message, or `None` when none came within `wait`. An error means that this consumer
     /// is done for (the queue was deleted, the channel closed, the broker gone): open a new one.
     /// What was delivered and not acknowledged comes again. Cancel safe.
-    fn next<'a>(&'a mut self, wait: std::time::Duration)
-    -> BoxFuture<'a, Result<Option<Delivery>>>;
+    fn next<'a>(&'a mut self, wait: Duration) -> BoxFuture<'a, Result<Option<Delivery>>>;
 
     /// Takes every message up to and including `tag` off the queue, for good.
     fn acknowledge<'a>(&'a mut self, tag: u64) -> BoxFuture<'a, Result<()>>;

@@ -82,7 +82,8 @@ CREATE TABLE sync_invite (
     load       INTEGER NOT NULL,
     expires_at TEXT NOT NULL,
     used_by    TEXT,
-    used_at    TEXT
+    used_at    TEXT,
+    loaded_at  TEXT
 );
 
 -- For an open invitation without a load: row states as they were when it was made, kept on their
@@ -174,6 +175,8 @@ CREATE TABLE sync_import (
     server_id     INTEGER NOT NULL,
     timestamp     TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 );
+CREATE INDEX sync_import_uuid ON sync_import (uuid);
+CREATE INDEX sync_import_unconfirmed ON sync_import (server_id) WHERE state = 'COMMITTED';
 CREATE INDEX sync_import_timestamp ON sync_import (timestamp);
 
 -- The merge state of each row that was ever changed under tracking.

@@ -400,3 +400,8 @@ mod tests {
         assert_eq!(bind("1.50", "NUMERIC TEXT"), Datum::Text(Some("1.50".into())));
     }
 }
+
+/// The SQL of a row's image.
+pub fn list_sql<'a>(columns: impl Iterator<Item = &'a str>, alias: &str) -> String {
+    columns.map(|name| format!("quote({alias}.{})", crate::store::session::quote(name))).collect::<Vec<_>>().join(" || ',' || ")
+}

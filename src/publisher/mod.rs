@@ -1,0 +1,3 @@
+//! The publisher: interceptor and relay for an application that embeds them.
+
+pub mod relay;

@@ -1,0 +1,380 @@
+//! Writes rows into the host's tables: one statement for rows of one class and one set of columns,
+//! parents first, what leaves children first.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::Refusal;
+use crate::catalog::{Catalog, Class, Column, Tracked};
+use crate::error::{Error, Result};
+use crate::record::{RowId, Value};
+use crate::store::image;
+use crate::store::keysql;
+use crate::store::rows::{self, Found};
+use crate::store::session::{Datum, Dialect, Session, placeholders, quote};
+use crate::store::bulk;
+
+/// A row to be inserted or updated, with its values as they travel.
+#[derive(Clone, Debug)]
+pub(super) struct RowWrite {
+    pub(super) tracked: Arc<Tracked>,
+    pub(super) row: RowId,
+    pub(super) values: BTreeMap<Arc<str>, Value>,
+}
+
+/// Why a value cannot be written yet.
+enum Unready {
+    /// It refers to a row that is not there.
+    Missing(RowId),
+    /// It never can be.
+    Refused(Error),
+}
+
+/// Everything that writing needs beside the rows.
+pub(super) struct Writer<'a> {
+    pub(super) session: &'a mut Session,
+    pub(super) catalog: &'a Catalog,
+    pub(super) found: &'a mut Found,
+}
+
+impl Writer<'_> {
+    /// Looks up where rows are; rows that are known already cost nothing.
+    pub(super) async fn locate<'r>(
+        &mut self,
+        rows: impl IntoIterator<Item = &'r RowId>,
+        lock: bool,
+    ) -> Result<()> {
+        let mut by_class: BTreeMap<Arc<str>, Vec<Arc<str>>> = BTreeMap::new();
+        for row in rows {
+            if self.found.get(row).is_none() {
+                by_class.entry(Arc::clone(&row.class)).or_default().push(Arc::clone(&row.key));
+            }
+        }
+        for (class, keys) in by_class {
+            let tracked = rows::tracked_class(self.catalog, &class)?;
+            self.found.locate(self.session, self.catalog, tracked, keys, lock).await?;
+        }
+        Ok(())
+    }
+
+    /// Inserts rows, parents first. A reference that closes a cycle goes in as NULL and is set
+    /// after; the updates that do so are returned with the rows.
+    pub(super) async fn insert(&mut self, rows: Vec<RowWrite>) -> Result<Vec<RowWrite>, Refusal> {
+        let mut waiting = rows;
+        let mut later: Vec<RowWrite> = Vec::new();
+        while !waiting.is_empty() {
+            let coming: HashSet<RowId> = waiting.iter().map(|row| row.row.clone()).collect();
+            let (ready, blocked): (Vec<_>, Vec<_>) = waiting
+                .into_iter()
+                .partition(|row| self.missing(row).is_none());
+            if !ready.is_empty() {
+                self.insert_ready(ready).await?;
+                let targets: Vec<RowId> = blocked.iter().flat_map(targets).collect();
+                self.locate(targets.iter(), false).await?;
+                waiting = blocked;
+                continue;
+            }
+            waiting = self.break_cycles(blocked, &coming, &mut later)?;
+        }
+        Ok(later)
+    }
+
+    /// Nothing can go in as it is: take the references to rows that are themselves coming out of
+    /// columns that may be NULL for a while.
+    fn break_cycles(
+        &self,
+        blocked: Vec<RowWrite>,
+        coming: &HashSet<RowId>,
+        later: &mut Vec<RowWrite>,
+    ) -> Result<Vec<RowWrite>, Refusal> {
+        let lost: Vec<(RowId, RowId)> = blocked
+            .iter()
+            .filter_map(|row| {
+                let missing = targets(row).find(|target| !self.found.has(target) && !coming.contains(target))?;
+                Some((row.row.clone(), missing))
+            })
+            .collect();
+        if !lost.is_empty() {
+            return Err(Refusal::Missing(lost));
+        }
+        let mut broken = false;
+        let mut rows = Vec::with_capacity(blocked.len());
+        for mut row in blocked {
+            let mut postponed = BTreeMap::new();
+            for (name, value) in &mut row.values {
+                let Value::Ref(target) = value else { continue };
+                let may_be_null = row
+                    .tracked
+                    .class
+                    .position(name)
+                    .is_some_and(|n| !row.tracked.class.columns[n].not_null);
+                if may_be_null && !self.found.has(target) {
+                    postponed.insert(Arc::clone(name), std::mem::replace(value, Value::Null));
+                }
+            }
+            if !postponed.is_empty() {
+                broken = true;
+                later.push(RowWrite {
+                    tracked: Arc::clone(&row.tracked),
+                    row: row.row.clone(),
+                    values: postponed,
+                });
+            }
+            rows.push(row);
+        }
+        if broken {
+            return Ok(rows);
+        }
+        let names: Vec<&str> = rows.iter().map(|row| &*row.row.class).collect();
+        Err(Refusal::Whole(Error::constraint(format!(
+            "rows of {} refer to each other in columns that cannot be NULL",
+            names.join(", ")
+        ))))
+    }
+
+    /// The first referenced row that is not there.
+    fn missing(&self, row: &RowWrite) -> Option<RowId> {
+        targets(row).find(|target| !self.found.has(target))
+    }
+
+    async fn insert_ready(&mut self, rows: Vec<RowWrite>) -> Result<(), Refusal> {
+        for ((_, names), group) in by_columns(rows) {
+            let Some(first) = group.first() else { continue };
+            let tracked = Arc::clone(&first.tracked);
+            let columns = columns(&tracked.class, &names)?;
+            let binds = group
+                .iter()
+                .map(|row| self.binds(&columns, row))
+                .collect::<Result<Vec<_>, _>>()?;
+            let sql = insert_sql(self.session.dialect(), &tracked.class, &columns);
+            run(self.session, &sql, columns.len(), binds).await?;
+            for row in &group {
+                self.found.forget(&row.row);
+            }
+            let keys = group.iter().map(|row| Arc::clone(&row.row.key)).collect();
+            self.found.locate(self.session, self.catalog, &tracked, keys, false).await?;
+            if let Some(lost) = group.iter().find(|row| !self.found.has(&row.row)) {
+                return Err(Refusal::Whole(Error::constraint(format!(
+                    "a row of `{}` is not found by its key after it was inserted: a trigger or rule of the host changed it",
+                    lost.row.class
+                ))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Updates rows that are there. All of what they refer to has to be there.
+    pub(super) async fn update(&mut self, rows: Vec<RowWrite>) -> Result<(), Refusal> {
+        let lost: Vec<(RowId, RowId)> =
+            rows.iter().filter_map(|row| Some((row.row.clone(), self.missing(row)?))).collect();
+        if !lost.is_empty() {
+            return Err(Refusal::Missing(lost));
+        }
+        for ((_, names), group) in by_columns(rows) {
+            let Some(first) = group.first().filter(|_| !names.is_empty()) else { continue };
+            let class = &Arc::clone(&first.tracked).class;
+            let columns = columns(class, &names)?;
+            let mut binds = Vec::with_capacity(group.len());
+            for row in &group {
+                let mut list = self.binds(&columns, row)?;
+                list.extend(self.local_binds(class, &row.row)?);
+                binds.push(list);
+            }
+            let sql = update_sql(self.session.dialect(), class, &columns);
+            run(self.session, &sql, columns.len() + class.local.len(), binds).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes rows that are there, all of one class.
+    pub(super) async fn delete(&mut self, tracked: &Tracked, rows: &[RowId]) -> Result<(), Refusal> {
+        let class = &tracked.class;
+        let binds = rows
+            .iter()
+            .map(|row| self.local_binds(class, row))
+            .collect::<Result<Vec<_>, _>>()?;
+        let sql = delete_sql(self.session.dialect(), class);
+        run(self.session, &sql, class.local.len(), binds).await?;
+        for row in rows {
+            self.found.forget(row);
+        }
+        Ok(())
+    }
+
+    fn local_binds(&self, class: &Class, row: &RowId) -> Result<Vec<Datum>, Refusal> {
+        let local = self.found.get(row).flatten().ok_or_else(|| {
+            Refusal::Whole(Error::constraint(format!("a row of `{}` is not there", row.class)))
+        })?;
+        let dialect = self.session.dialect();
+        let columns = class.local.iter().map(|n| &class.columns[*n]);
+        Ok(local.iter().zip(columns).map(|(v, column)| image::datum(dialect, v, column)).collect())
+    }
+
+    fn binds(&self, columns: &[&Column], row: &RowWrite) -> Result<Vec<Datum>, Refusal> {
+        let mut binds = Vec::with_capacity(columns.len());
+        for column in columns {
+            let value = row.values.get(&column.name).unwrap_or(&Value::Null);
+            match self.local(column, value) {
+                Ok(value) => binds.push(image::datum(self.session.dialect(), &value, column)),
+                Err(Unready::Missing(target)) => {
+                    return Err(Refusal::Missing(vec![(row.row.clone(), target)]));
+                }
+                Err(Unready::Refused(error)) => return Err(Refusal::Rows(vec![(row.row.clone(), error)])),
+            }
+        }
+        Ok(binds)
+    }
+
+    /// A value as it is stored here: a reference becomes the local id of its row.
+    fn local(&self, column: &Column, value: &Value) -> Result<Value, Unready> {
+        let Value::Ref(target) = value else { return Ok(value.clone()) };
+        let reference = column
+            .references
+            .iter()
+            .find(|reference| reference.target == target.class)
+            .ok_or_else(|| {
+                Unready::Refused(Error::constraint(format!(
+                    "column `{}` does not refer to `{}` here; see `[[reference]]`",
+                    column.name, target.class
+                )))
+            })?;
+        let tracked = rows::tracked_class(self.catalog, &target.class).map_err(Unready::Refused)?;
+        self.found
+            .local_value(&tracked.class, target, &reference.target_column)
+            .ok_or_else(|| Unready::Missing(target.clone()))
+    }
+}
+
+/// The rows that a row refers to.
+pub(super) fn targets(row: &RowWrite) -> impl Iterator<Item = RowId> + '_ {
+    row.values.values().filter_map(|value| match value {
+        Value::Ref(target) => Some(target.clone()),
+        _ => None,
+    })
+}
+
+/// Rows of one class that write the same columns, in a fixed order.
+type Group = ((i32, Vec<Arc<str>>), Vec<RowWrite>);
+
+fn by_columns(rows: Vec<RowWrite>) -> Vec<Group> {
+    let mut places: HashMap<(i32, Vec<Arc<str>>), usize> = HashMap::new();
+    let mut groups: Vec<Group> = Vec::new();
+    for row in rows {
+        let id = (row.tracked.id, row.values.keys().cloned().collect::<Vec<_>>());
+        let at = *places.entry(id.clone()).or_insert_with(|| {
+            groups.push((id, Vec::new()));
+            groups.len() - 1
+        });
+        groups[at].1.push(row);
+    }
+    groups
+}
+
+fn columns<'a>(class: &'a Class, names: &[Arc<str>]) -> Result<Vec<&'a Column>, Refusal> {
+    names
+        .iter()
+        .map(|name| {
+            class.position(name).map(|n| &class.columns[n]).ok_or_else(|| {
+                Refusal::Whole(Error::constraint(format!(
+                    "`{}` has no column `{name}` here",
+                    class.name
+                )))
+            })
+        })
+        .collect()
+}
+
+/// Runs a statement over many rows: as arrays on PostgreSQL, one by one on SQLite.
+async fn run(
+    session: &mut Session,
+    sql: &str,
+    width: usize,
+    binds: Vec<Vec<Datum>>,
+) -> Result<(), Refusal> {
+    match session.dialect() {
+        Dialect::Postgres if width > 0 => {
+            session.execute(sql, bulk::arrays(width, binds)).await?;
+        }
+        _ => {
+            session.execute_each(sql, binds).await?;
+        }
+    }
+    Ok(())
+}
+
+/// `unnest` of text arrays, cast row by row: an array column would be flattened otherwise.
+fn source(width: usize) -> String {
+    let names = (0..width).map(|n| format!("c{n}")).collect::<Vec<_>>().join(", ");
+    format!("{} AS u({names})", bulk::unnest((0..width).map(|_| "text"), 1))
+}
+
+fn cast(n: usize, column: &Column) -> String {
+    format!("u.c{n}::{}", column.sql_type)
+}
+
+fn insert_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
+    let table = keysql::table(class);
+    let mut names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
+    let id = class.id_source.as_ref().and_then(|source| {
+        Some((quote(&class.columns[class.surrogate?].name), source))
+    });
+    if let Some((name, _)) = &id {
+        names.push(name.clone());
+    }
+    let names = names.join(", ");
+    let extra = id.map(|(_, source)| format!(", {source}")).unwrap_or_default();
+    match dialect {
+        _ if columns.is_empty() => format!("INSERT INTO {table} DEFAULT VALUES"),
+        Dialect::Postgres => {
+            let values = columns.iter().enumerate().map(|(n, column)| cast(n, column));
+            format!(
+                "INSERT INTO {table} ({names}) SELECT {}{extra} FROM {}",
+                values.collect::<Vec<_>>().join(", "),
+                source(columns.len())
+            )
+        }
+        Dialect::Sqlite => {
+            format!("INSERT INTO {table} ({names}) VALUES ({}{extra})", placeholders(1, columns.len()))
+        }
+    }
+}
+
+/// The condition that finds a row by its local key, whose binds come after `before` others.
+fn by_local(dialect: Dialect, class: &Class, before: usize) -> String {
+    let matches = class.local.iter().enumerate().map(|(n, column)| {
+        let column = &class.columns[*column];
+        match dialect {
+            Dialect::Postgres => format!("t.{} = {}", quote(&column.name), cast(before + n, column)),
+            Dialect::Sqlite => format!("t.{} = ${}", quote(&column.name), before + n + 1),
+        }
+    });
+    matches.collect::<Vec<_>>().join(" AND ")
+}
+
+fn update_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
+    let set = columns.iter().enumerate().map(|(n, column)| match dialect {
+        Dialect::Postgres => format!("{} = {}", quote(&column.name), cast(n, column)),
+        Dialect::Sqlite => format!("{} = ${}", quote(&column.name), n + 1),
+    });
+    let set = set.collect::<Vec<_>>().join(", ");
+    let matches = by_local(dialect, class, columns.len());
+    let table = keysql::table(class);
+    match dialect {
+        Dialect::Postgres => format!(
+            "UPDATE {table} AS t SET {set} FROM {} WHERE {matches}",
+            source(columns.len() + class.local.len())
+        ),
+        Dialect::Sqlite => format!("UPDATE {table} AS t SET {set} WHERE {matches}"),
+    }
+}
+
+fn delete_sql(dialect: Dialect, class: &Class) -> String {
+    let matches = by_local(dialect, class, 0);
+    let table = keysql::table(class);
+    match dialect {
+        Dialect::Postgres => {
+            format!("DELETE FROM {table} AS t USING {} WHERE {matches}", source(class.local.len()))
+        }
+        Dialect::Sqlite => format!("DELETE FROM {table} AS t WHERE {matches}"),
+    }
+}

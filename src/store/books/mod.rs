@@ -1,0 +1,112 @@
+//! The books of a server: who it is, who its neighbours are, what was sent and came in, which
+//! class goes where, and what operators did. Written once, over [`Session`].
+//!
+//! Each function works inside the caller's transaction and leaves committing to it, so that an
+//! action and its line in `sync_audit` are one. [`write`] is that transaction, repeated when
+//! another process holds a lock.
+
+pub mod audit;
+pub mod check;
+pub mod cleanup;
+pub mod identity;
+pub mod invites;
+pub mod joining;
+pub mod records;
+pub mod rules;
+pub mod servers;
+pub mod status;
+
+use std::time::Duration;
+
+pub use identity::{Identity, identity};
+pub use rules::{Rule, rules_of};
+pub use servers::{LinkState, Neighbour, Role, neighbours};
+
+use super::{Session, Store};
+use crate::error::{Kind, Result};
+
+/// States of records, by the names that stand in the tables.
+pub mod state {
+    #![allow(missing_docs)]
+    pub const NEW: &str = "NEW";
+    pub const PENDING: &str = "PENDING";
+    pub const SENT: &str = "SENT";
+    pub const SENT_AGAIN: &str = "SENT_AGAIN";
+    pub const SEND_FAILED: &str = "SEND_FAILED";
+    pub const FAILED: &str = "FAILED";
+    pub const FAILED_AND_STOPPED: &str = "FAILED_AND_STOPPED";
+    pub const COMMITTED: &str = "COMMITTED";
+    pub const ALREADY_COMMITTED: &str = "ALREADY_COMMITTED";
+    pub const COMMITTED_AND_CONFIRMATION_SENT: &str = "COMMITTED_AND_CONFIRMATION_SENT";
+    pub const NOT_SUPPOSED_TO_SYNC: &str = "NOT_SUPPOSED_TO_SYNC";
+    pub const REJECTED: &str = "REJECTED";
+
+    /// All of them, in the order in which they are shown.
+    pub const ALL: [&str; 12] = [
+        NEW,
+        PENDING,
+        SENT,
+        SENT_AGAIN,
+        SEND_FAILED,
+        FAILED,
+        FAILED_AND_STOPPED,
+        COMMITTED,
+        ALREADY_COMMITTED,
+        COMMITTED_AND_CONFIRMATION_SENT,
+        NOT_SUPPOSED_TO_SYNC,
+        REJECTED,
+    ];
+}
+
+/// How often [`write`] tries before it gives a lock up.
+const ATTEMPTS_MAX: u32 = 20;
+
+/// Runs `work` in a transaction and commits it; again, a little later, when a lock was in the way.
+///
+/// # Errors
+/// What `work` says, and [`Busy`](Kind::Busy) when the lock does not come free.
+pub async fn write<T>(
+    store: &Store,
+    mut work: impl AsyncFnMut(&mut Session) -> Result<T>,
+) -> Result<T> {
+    let mut attempt = 1;
+    loop {
+        match attempt_write(store, &mut work).await {
+            Err(error) if error.kind() == Kind::Busy && attempt < ATTEMPTS_MAX => {
+                tokio::time::sleep(Duration::from_millis(25 * u64::from(attempt))).await;
+                attempt += 1;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn attempt_write<T>(
+    store: &Store,
+    work: &mut impl AsyncFnMut(&mut Session) -> Result<T>,
+) -> Result<T> {
+    let mut session = store.begin().await?;
+    match work(&mut session).await {
+        Ok(value) => {
+            session.commit().await?;
+            Ok(value)
+        }
+        Err(error) => {
+            // The first error is the one that matters.
+            let _ = session.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+/// Takes the lock under which everything is sealed, applied and numbered. On SQLite a writing
+/// transaction has it already.
+///
+/// # Errors
+/// [`Busy`](Kind::Busy) when another has it for longer than the lock's wait.
+pub async fn lock(session: &mut Session) -> Result<()> {
+    if session.dialect() == super::Dialect::Postgres {
+        session.query("SELECT 1 FROM @sync_self WHERE id = 1 FOR UPDATE", Vec::new()).await?;
+    }
+    Ok(())
+}

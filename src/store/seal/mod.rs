@@ -1,0 +1,304 @@
+//! Sealing: the changes of committed transactions become records.
+//!
+//! Everything happens in one transaction under the seal lock (the row of `sync_self`): changes are
+//! taken, row states move on, records, one server record for each child and the origin's signature
+//! are written. So a crash leaves either the changes or the records, never both and never neither.
+
+mod coalesce;
+mod keys;
+mod read;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+pub use read::Shapes;
+
+use self::coalesce::{Net, Rekeyed};
+use super::actors::Actors;
+use super::books::{self, Identity, Neighbour};
+use super::outbox::{self, NewRecord};
+use super::rows;
+use super::session::{Datum, Dialect, Session};
+use super::states::{Place, States};
+use crate::catalog::Catalog;
+use crate::error::{Error, Result};
+use crate::id::RecordId;
+use crate::merge::{Clock, Seen, Stamp, Time};
+use crate::record::{Body, Item, Op, limits, payload};
+use crate::rules::Rules;
+
+/// What sealing needs to know. All of it is read in the same transaction or does not change.
+pub struct Sealer<'a> {
+    /// The tracked classes.
+    pub catalog: &'a Catalog,
+    /// This server, as read under the seal lock.
+    pub identity: Identity,
+    /// The neighbours with their rules.
+    pub neighbours: &'a [(Neighbour, Rules)],
+    /// Bounds.
+    pub bounds: Bounds,
+}
+
+/// Bounds of sealing.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Changes that are read at a time; a larger transaction is read whole.
+    pub changes_max: usize,
+    /// A pause between changes that ends a transaction on SQLite where nobody marked it, in ms.
+    pub sqlite_gap_ms: i64,
+    /// Bytes of items in a record before the transaction travels in parts.
+    pub part_bytes_max: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { changes_max: 5_000, sqlite_gap_ms: 10_000, part_bytes_max: 512 << 10 }
+    }
+}
+
+/// What a round of sealing did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sealed {
+    /// Changes taken.
+    pub changes: usize,
+    /// Records made.
+    pub records: usize,
+    /// Whether more may be waiting.
+    pub more: bool,
+}
+
+/// Takes the seal lock: until the transaction ends, nobody else seals, applies or counts.
+pub async fn lock(session: &mut Session) -> Result<()> {
+    let sql = match session.dialect() {
+        Dialect::Postgres => "SELECT id FROM @sync_self WHERE id = 1 FOR UPDATE",
+        // The transaction is IMMEDIATE: it has the lock already.
+        Dialect::Sqlite => "SELECT id FROM @sync_self WHERE id = 1",
+    };
+    match session.query_opt(sql, vec![]).await? {
+        Some(_) => Ok(()),
+        None => Err(Error::config("this database is no server yet: run `branchline init`")),
+    }
+}
+
+/// A record that is ready to be written.
+struct Ready {
+    body: Vec<Body>,
+    original: RecordId,
+    classes: BTreeSet<Arc<str>>,
+    committed_at: i64,
+}
+
+impl Sealer<'_> {
+    /// Seals one window of changes. The caller holds the seal lock and commits.
+    ///
+    /// # Errors
+    /// [`Failed`](crate::Kind::Failed) when a captured change cannot be read; nothing is lost then,
+    /// and nothing is sealed.
+    pub async fn seal(
+        &mut self,
+        session: &mut Session,
+        actors: &mut Actors,
+        shapes: &mut Shapes,
+    ) -> Result<Sealed> {
+        let window = read::window(
+            session,
+            self.catalog,
+            shapes,
+            self.bounds.changes_max,
+            self.bounds.sqlite_gap_ms,
+        )
+        .await?;
+        let mut sealed =
+            Sealed { changes: window.seqs.len(), records: 0, more: window.more };
+        if window.seqs.is_empty() {
+            return Ok(sealed);
+        }
+        let mut clock = Clock::after(Time(self.identity.clock));
+        let mut states = States::default();
+        let mut ready = Vec::new();
+        for mut transaction in window.transactions {
+            let at = transaction.changes.iter().map(|change| change.changed_at).max();
+            let locals = keys::resolve(session, self.catalog, &mut transaction).await?;
+            let (mut nets, rekeyed) = coalesce::coalesce(transaction, &locals)?;
+            self.follow_keys(session, &mut nets, rekeyed).await?;
+            if nets.is_empty() {
+                continue;
+            }
+            let at = at.unwrap_or_default();
+            ready.push(self.stamp(session, actors, &mut states, &mut clock, nets, at).await?);
+        }
+        states.save(session, actors).await?;
+        self.identity.clock = clock.last().0;
+        sealed.records = ready.len();
+        self.write(session, actors, ready).await?;
+        self.take(session, window.seqs).await?;
+        Ok(sealed)
+    }
+
+    /// Rows that refer to a row whose key changed change with it, in those columns.
+    async fn follow_keys(
+        &self,
+        session: &mut Session,
+        nets: &mut Vec<Net>,
+        rekeyed: Vec<Rekeyed>,
+    ) -> Result<()> {
+        for moved in rekeyed {
+            let referrers =
+                rows::referrers(session, self.catalog, &moved.tracked, &moved.new).await?;
+            for (tracked, row, column, value) in referrers {
+                match nets.iter_mut().find(|net| net.row == row) {
+                    Some(net) if net.op == Op::Delete => {}
+                    Some(net) if net.values.iter().any(|(name, _)| *name == column) => {}
+                    Some(net) => net.values.push((column, value)),
+                    None => nets.push(Net {
+                        tracked,
+                        row,
+                        op: Op::Update,
+                        values: vec![(column, value)],
+                        shadow: Vec::new(),
+                    }),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a transaction its stamp and moves the states of its rows on.
+    async fn stamp(
+        &mut self,
+        session: &mut Session,
+        actors: &Actors,
+        states: &mut States,
+        clock: &mut Clock,
+        nets: Vec<Net>,
+        committed_at: i64,
+    ) -> Result<Ready> {
+        let places: Vec<Place> =
+            nets.iter().map(|net| (net.tracked.id, Arc::clone(&net.row.key))).collect();
+        states.load(session, actors, places.iter().cloned()).await?;
+        let latest = places
+            .iter()
+            .filter_map(|place| states.peek(place))
+            .map(|state| state.seen.latest())
+            .max()
+            .unwrap_or_default();
+        let origin = self.identity.actor();
+        let time = clock.tick(u64::try_from(committed_at).unwrap_or(0), latest);
+        let stamp = Stamp { time, actor: origin };
+        let mut items = Vec::with_capacity(nets.len());
+        let mut classes = BTreeSet::new();
+        for (net, place) in nets.into_iter().zip(places) {
+            classes.insert(Arc::clone(&net.row.class));
+            items.push(item(net, states.change(place), stamp));
+        }
+        let number = self.next_number();
+        let original = RecordId::fresh();
+        let body = self.parts(original, number, stamp, committed_at, items)?;
+        Ok(Ready { body, original, classes, committed_at })
+    }
+
+    fn next_number(&mut self) -> u64 {
+        let number = self.identity.next_number;
+        self.identity.next_number += 1;
+        number
+    }
+
+    /// Cuts the items into parts that fit a message.
+    fn parts(
+        &self,
+        original: RecordId,
+        number: u64,
+        stamp: Stamp,
+        committed_at: i64,
+        items: Vec<Item>,
+    ) -> Result<Vec<Body>> {
+        let mut cut: Vec<Vec<Item>> = vec![Vec::new()];
+        let mut bytes = 0;
+        for item in items {
+            let size = payload::size_hint(&item);
+            let full = cut.last().is_some_and(|part| {
+                !part.is_empty()
+                    && (bytes + size > self.bounds.part_bytes_max || part.len() >= limits::ITEMS_MAX)
+            });
+            if full {
+                cut.push(Vec::new());
+                bytes = 0;
+            }
+            bytes += size;
+            if let Some(part) = cut.last_mut() {
+                part.push(item);
+            }
+        }
+        let count = u32::try_from(cut.len())
+            .map_err(|_| Error::failed("a transaction has too many parts"))?;
+        let bodies = cut.into_iter().zip(0..).map(|(items, part)| Body {
+            original_uuid: original.0,
+            origin: stamp.actor,
+            number,
+            time: stamp.time,
+            committed_at,
+            part: (part, count),
+            items,
+        });
+        Ok(bodies.collect())
+    }
+
+    /// Writes the records with their signature, and this server's counters.
+    async fn write(
+        &self,
+        session: &mut Session,
+        actors: &mut Actors,
+        ready: Vec<Ready>,
+    ) -> Result<()> {
+        actors.admit(session, [self.identity.actor()]).await?;
+        let mut records = Vec::new();
+        for record in ready {
+            let mut parts = Vec::with_capacity(record.body.len());
+            let number = record.body.first().map_or(0, |body| body.number);
+            for body in &record.body {
+                parts.push(payload::encode(body)?);
+            }
+            records.push(NewRecord {
+                uuid: record.original,
+                original: record.original,
+                timestamp: record.committed_at,
+                classes: record.classes,
+                origin: self.identity.actor(),
+                number,
+                parts,
+                source: None,
+            });
+        }
+        outbox::write_sealed(session, actors, &self.identity.signing_key, self.neighbours, records)
+            .await?;
+        books::identity::save_counters(session, self.identity.clock, self.identity.next_number).await
+    }
+
+    /// Removes the changes that are sealed now.
+    async fn take(&self, session: &mut Session, seqs: Vec<i64>) -> Result<()> {
+        let sql =
+            format!("DELETE FROM @sync_change WHERE {}", session.dialect().any("seq", 1));
+        session.execute(&sql, vec![Datum::Ints(seqs)]).await?;
+        Ok(())
+    }
+}
+
+/// Moves the state of a row on by a local change, and makes the item that says so.
+fn item(net: Net, state: &mut crate::merge::RowState, stamp: Stamp) -> Item {
+    let columns = net.values.iter().map(|(name, _)| Arc::clone(name));
+    let seen = state.touch_local(net.op, columns, stamp);
+    if net.op == Op::Delete {
+        state.shadow = Some(net.shadow.into_iter().collect());
+    } else {
+        state.shadow = None;
+    }
+    Item {
+        row: net.row,
+        op: net.op,
+        values: net.values,
+        seen,
+        erased: Seen::new(),
+        stamps: Vec::new(),
+        base: None,
+    }
+}

@@ -1,0 +1,351 @@
+//! What is waiting for a neighbour, what was sent, and what became of it: the states of
+//! `sync_server_record` for a child, of `sync_record` for the parent.
+
+use super::books::{Neighbour, Role};
+use super::bulk;
+use super::session::{Datum, Session};
+use crate::error::Result;
+use crate::id::RecordId;
+use crate::state::State;
+
+/// A record that is to be sent now.
+#[derive(Clone, Debug)]
+pub struct Outbound {
+    /// `sync_record.id`.
+    pub id: i64,
+    /// Its name on the hop.
+    pub uuid: RecordId,
+    /// The record that first caused it.
+    pub original: RecordId,
+    /// Its payload (the first part of it).
+    pub payload: Vec<u8>,
+    /// The batch that its origin signed.
+    pub batch: i64,
+    /// Its place in there.
+    pub index: u32,
+    /// How many parts it has.
+    pub parts: u32,
+    /// Whether it was sent before.
+    pub again: bool,
+}
+
+/// How the sending side treats one link.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// Records read at a time.
+    pub records_max: usize,
+    /// Records sent and not acknowledged, at the most.
+    pub unacknowledged_max: usize,
+    /// How long an acknowledgement may take before a record is sent again, in ms; doubles with
+    /// each time.
+    pub resend_after_ms: i64,
+}
+
+/// Doublings of the resend time.
+const DOUBLINGS_MAX: u32 = 5;
+
+const COLUMNS: &str = "r.id, r.uuid, r.original_uuid, r.payload, r.batch_id, r.batch_index, r.parts";
+
+/// Where the state of a link's records stands.
+fn source(neighbour: &Neighbour) -> &'static str {
+    match neighbour.role {
+        Role::Parent => "@sync_record r",
+        Role::Child => "@sync_server_record s JOIN @sync_record r ON r.id = s.record_id",
+    }
+}
+
+/// The alias of the table with the state, and the condition that picks the link.
+fn link(neighbour: &Neighbour) -> (&'static str, &'static str) {
+    match neighbour.role {
+        Role::Parent => ("r", "$1 = $1"),
+        Role::Child => ("s", "s.server_id = $1"),
+    }
+}
+
+/// Records for a neighbour in the order in which they were sealed or taken in: what has not been
+/// sent, and what was not acknowledged in time.
+pub async fn pending(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    pace: Pace,
+    now: i64,
+) -> Result<Vec<Outbound>> {
+    let (t, link) = link(neighbour);
+    let from = source(neighbour);
+    let sent = session
+        .query_one(
+            &format!(
+                "SELECT count(*) FROM {from} WHERE {link} AND {t}.state IN ('SENT', 'SENT_AGAIN')"
+            ),
+            vec![neighbour.id.into()],
+        )
+        .await?;
+    let mut found = Vec::new();
+    if sent.int(0)? > 0 {
+        let sql = format!(
+            "SELECT {COLUMNS}, {t}.retry_count, {t}.sent_at FROM {from} WHERE {link} \
+             AND {t}.state IN ('SENT', 'SENT_AGAIN') AND {t}.sent_at < $2 ORDER BY r.id LIMIT $3"
+        );
+        let due = Datum::time(now - pace.resend_after_ms);
+        let limit = i64::try_from(pace.records_max).unwrap_or(i64::MAX);
+        for row in session.query(&sql, vec![neighbour.id.into(), due, limit.into()]).await? {
+            let tries = u32::try_from(row.int(7)?).unwrap_or(0).min(DOUBLINGS_MAX);
+            if row.time(8)? < now - (pace.resend_after_ms << tries) {
+                found.push(outbound(&row, true)?);
+            }
+        }
+    }
+    let waiting = usize::try_from(sent.int(0)?).unwrap_or(usize::MAX);
+    let room = pace.unacknowledged_max.saturating_sub(waiting);
+    let limit = room.min(pace.records_max.saturating_sub(found.len()));
+    if limit > 0 {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM {from} WHERE {link} \
+             AND {t}.state IN ('NEW', 'PENDING', 'SEND_FAILED') ORDER BY r.id LIMIT $2"
+        );
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        for row in session.query(&sql, vec![neighbour.id.into(), limit.into()]).await? {
+            found.push(outbound(&row, false)?);
+        }
+    }
+    Ok(found)
+}
+
+fn outbound(row: &super::Row, again: bool) -> Result<Outbound> {
+    let narrow = |index| Ok::<_, crate::Error>(u32::try_from(row.int(index)?).unwrap_or(0));
+    Ok(Outbound {
+        id: row.int(0)?,
+        uuid: RecordId(row.uuid(1)?),
+        original: RecordId(row.uuid(2)?),
+        payload: row.bytes(3)?.to_vec(),
+        batch: row.int(4)?,
+        index: narrow(5)?,
+        parts: narrow(6)?,
+        again,
+    })
+}
+
+/// Takes `count` running numbers of the link; yields the epoch and the first of them.
+pub async fn numbers(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    count: usize,
+    now: i64,
+) -> Result<(u64, u64)> {
+    let count = i64::try_from(count).unwrap_or(i64::MAX);
+    let row = session
+        .query_one(
+            "UPDATE @sync_server SET out_number = out_number + $2, \
+             out_epoch = CASE WHEN out_epoch = 0 THEN $3 ELSE out_epoch END \
+             WHERE id = $1 RETURNING out_epoch, out_number",
+            vec![neighbour.id.into(), count.into(), now.into()],
+        )
+        .await?;
+    let last = row.int(1)?;
+    Ok((u64::try_from(row.int(0)?).unwrap_or(0), u64::try_from(last - count + 1).unwrap_or(0)))
+}
+
+/// Sets the state of records on one link where they are in one of the states of `from`.
+async fn set(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    uuids: Vec<uuid::Uuid>,
+    set: &str,
+    from: &str,
+    mut binds: Vec<Datum>,
+) -> Result<u64> {
+    if uuids.is_empty() {
+        return Ok(0);
+    }
+    let dialect = session.dialect();
+    // `binds` come first: `set` names them.
+    let n = binds.len();
+    let sql = match neighbour.role {
+        Role::Parent => {
+            let any = dialect.any("uuid", n + 1);
+            format!("UPDATE @sync_record SET {set} WHERE {any} AND state IN ({from})")
+        }
+        Role::Child => {
+            let any = dialect.any("uuid", n + 2);
+            format!(
+                "UPDATE @sync_server_record SET {set} WHERE server_id = ${} AND state IN ({from}) \
+                 AND record_id IN (SELECT id FROM @sync_record WHERE {any})",
+                n + 1
+            )
+        }
+    };
+    if neighbour.role == Role::Child {
+        binds.push(neighbour.id.into());
+    }
+    binds.push(uuids.into());
+    session.execute(&sql, binds).await
+}
+
+/// States from which a record may come to be SENT. A faster acknowledgement is not undone.
+const SENDABLE: &str = "'NEW', 'PENDING', 'SEND_FAILED', 'SENT', 'SENT_AGAIN'";
+
+/// Records whose message lies with the broker.
+pub async fn sent(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    records: &[(RecordId, bool)],
+    number: u64,
+    now: i64,
+) -> Result<()> {
+    let number = i64::try_from(number).unwrap_or(i64::MAX);
+    for (again, state, count) in [(false, State::Sent, 0), (true, State::SentAgain, 1)] {
+        let list = records.iter().filter(|(_, is)| *is == again).map(|(uuid, _)| uuid.0).collect();
+        let assign = format!(
+            "state = '{}', sent_at = $1, link_number = $2, error_message = NULL, \
+             retry_count = retry_count + {count}",
+            state.as_str()
+        );
+        let binds = vec![Datum::time(now), number.into()];
+        set(session, neighbour, list, &assign, SENDABLE, binds).await?;
+    }
+    Ok(())
+}
+
+/// Records whose message the broker did not take. An outage consumes no retries.
+pub async fn send_failed(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    records: &[(RecordId, bool)],
+    reason: &str,
+) -> Result<()> {
+    let list = records.iter().map(|(uuid, _)| uuid.0).collect();
+    let assign = format!("state = '{}', error_message = $1", State::SendFailed.as_str());
+    set(session, neighbour, list, &assign, "'NEW', 'PENDING', 'SEND_FAILED'", vec![reason.into()])
+        .await?;
+    Ok(())
+}
+
+/// What a neighbour says became of records. COMMITTED is never undone; COMMITTED may follow
+/// anything. Says how many records moved.
+pub async fn acknowledged(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    state: State,
+    records: Vec<RecordId>,
+) -> Result<u64> {
+    let list: Vec<uuid::Uuid> = records.into_iter().map(|record| record.0).collect();
+    let (state, from) = match state {
+        State::Committed | State::AlreadyCommitted => (State::Committed, REOPENABLE),
+        other => (other, UNDECIDED),
+    };
+    let assign = match state {
+        State::Committed => "state = 'COMMITTED', error_message = NULL".to_owned(),
+        other => format!("state = '{}'", other.as_str()),
+    };
+    set(session, neighbour, list, &assign, from, Vec::new()).await
+}
+
+/// States that an acknowledgement "committed" ends.
+const REOPENABLE: &str = "'NEW', 'PENDING', 'SEND_FAILED', 'SENT', 'SENT_AGAIN', 'FAILED', \
+    'FAILED_AND_STOPPED', 'REJECTED'";
+
+/// States that an acknowledgement "not committed" changes.
+const UNDECIDED: &str = "'NEW', 'PENDING', 'SEND_FAILED', 'SENT', 'SENT_AGAIN', 'FAILED', \
+    'FAILED_AND_STOPPED'";
+
+/// The reasons that came with acknowledgements.
+pub async fn reasons(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    reasons: &[(RecordId, String)],
+) -> Result<()> {
+    for (record, reason) in reasons {
+        let list = vec![record.0];
+        let from = "'FAILED', 'FAILED_AND_STOPPED', 'REJECTED'";
+        set(session, neighbour, list, "error_message = $1", from, vec![reason.as_str().into()])
+            .await?;
+    }
+    Ok(())
+}
+
+/// Further parts of records, by the original record, in order.
+pub async fn parts(
+    session: &mut Session,
+    originals: Vec<RecordId>,
+) -> Result<Vec<(RecordId, u32, Vec<u8>, i64, u32)>> {
+    if originals.is_empty() {
+        return Ok(Vec::new());
+    }
+    let list: Vec<uuid::Uuid> = originals.iter().map(|original| original.0).collect();
+    let sql = format!(
+        "SELECT original_uuid, part, payload, batch_id, batch_index FROM @sync_part WHERE {} \
+         ORDER BY original_uuid, part",
+        session.dialect().any("original_uuid", 1)
+    );
+    let narrow = |value| u32::try_from(value).unwrap_or(0);
+    let mut parts = Vec::new();
+    for row in session.query(&sql, vec![list.into()]).await? {
+        parts.push((
+            RecordId(row.uuid(0)?),
+            narrow(row.int(1)?),
+            row.bytes(2)?.to_vec(),
+            row.int(3)?,
+            narrow(row.int(4)?),
+        ));
+    }
+    Ok(parts)
+}
+
+/// Keeps parts of a record that is still coming in.
+pub async fn keep_parts(
+    session: &mut Session,
+    parts: Vec<(RecordId, u32, Vec<u8>, i64, u32)>,
+) -> Result<()> {
+    let rows = parts
+        .into_iter()
+        .map(|(original, part, payload, batch, index)| {
+            vec![original.into(), part.into(), payload.into(), batch.into(), index.into()]
+        })
+        .collect();
+    bulk::insert(
+        session,
+        "@sync_part",
+        &[
+            ("original_uuid", "uuid"),
+            ("part", "int"),
+            ("payload", "bytea"),
+            ("batch_id", "bigint"),
+            ("batch_index", "int"),
+        ],
+        rows,
+        "ON CONFLICT DO NOTHING",
+    )
+    .await?;
+    Ok(())
+}
+
+/// Notes that a neighbour was heard of, and up to which of its messages.
+pub async fn heard(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    (epoch, number): (u64, u64),
+    now: i64,
+) -> Result<()> {
+    let (epoch, number) =
+        (i64::try_from(epoch).unwrap_or(i64::MAX), i64::try_from(number).unwrap_or(i64::MAX));
+    session
+        .execute(
+            "UPDATE @sync_server SET last_contact = $2, last_contact_state = 'ok', \
+             in_number = CASE WHEN in_epoch = $3 AND in_number > $4 THEN in_number ELSE $4 END, \
+             in_epoch = $3 WHERE id = $1",
+            vec![neighbour.id.into(), Datum::time(now), epoch.into(), number.into()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Notes that a neighbour was heard of.
+pub async fn contact(session: &mut Session, neighbour: &Neighbour, now: i64) -> Result<()> {
+    session
+        .execute(
+            "UPDATE @sync_server SET last_contact = $2, last_contact_state = 'ok' WHERE id = $1",
+            vec![neighbour.id.into(), Datum::time(now)],
+        )
+        .await?;
+    Ok(())
+}

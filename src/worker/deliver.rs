@@ -1,0 +1,307 @@
+//! Takes records in: decode, join, write, book, pass on, commit once; then acknowledge to the
+//! sender, and only after that to the broker. A crash at any point repeats work and doubles no
+//! effect.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+
+use super::engine::{Context, Engine};
+use super::reply;
+use crate::error::{Error, Kind, Result};
+use crate::id::RecordId;
+use crate::publisher::relay::{self, millis};
+use crate::record::RowId;
+use crate::record::batch::{self, Tree};
+use crate::record::header::Opened;
+use crate::record::messages::{Group, Records};
+use crate::record::payload;
+use crate::store::apply::{Applied, Applier, Incoming, Outcome};
+use crate::store::books::Neighbour;
+use crate::store::session::Session;
+use crate::store::{held, imports, outbox, seal, settle, time};
+
+/// Tries at a batch that meets others' locks, before the link is left alone for a while.
+const BUSY_TRIES_MAX: u32 = 50;
+
+/// Held records tried again at a time.
+const HELD_MAX: i64 = 200;
+
+/// A `records` message whose header and signature are good.
+pub struct Message {
+    /// The message.
+    pub opened: Opened,
+    /// Its body, decoded.
+    pub records: Records,
+}
+
+/// Opens a message from a neighbour: header, addressees, signature, body.
+///
+/// # Errors
+/// [`Decode`](Kind::Decode), saying what is wrong with it.
+pub fn open(context: &Context, neighbour: &Neighbour, body: &Bytes) -> Result<(Opened, Vec<u8>)> {
+    let opened = Opened::parse(body.clone())?;
+    if opened.header.receiver != context.identity.server {
+        return Err(Error::decode("a message is for another server"));
+    }
+    if opened.header.sender != neighbour.server {
+        return Err(Error::decode(format!(
+            "a message says that it is from {} instead of `{}`",
+            opened.header.sender, neighbour.nickname
+        )));
+    }
+    let key = neighbour
+        .public_key
+        .as_ref()
+        .ok_or_else(|| Error::decode("the key of the sender is not known"))?;
+    opened.verify(key)?;
+    let body = opened.body()?;
+    Ok((opened, body))
+}
+
+/// Applies messages of one link in their order, and answers. Returns once all of it is safe to
+/// take off the queue.
+pub async fn deliver(engine: &Engine, neighbour: &Neighbour, messages: &[Message]) -> Result<()> {
+    let _busy = engine.activity.busy();
+    let mut tries = 0;
+    let (applied, last) = loop {
+        match take_in(engine, neighbour, messages).await {
+            Ok(done) => break done,
+            Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
+                // The applier gives way; the host never does.
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
+            }
+            Err(error) => return Err(error),
+        }
+    };
+    engine.activity.moved(applied.outcomes.len());
+    if applied.committed > 0 || applied.held > 0 {
+        engine.outbox.notify_waiters();
+    }
+    reply::acknowledge(engine, neighbour, &applied.outcomes, last).await?;
+    if !applied.rows.is_empty() {
+        retry_held(engine, applied.rows).await?;
+    }
+    Ok(())
+}
+
+/// One transaction: everything in `messages`, or nothing.
+async fn take_in(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    messages: &[Message],
+) -> Result<(Applied, (u64, u64))> {
+    let mut session = engine.store.begin().await?;
+    match take_in_session(engine, &mut session, neighbour, messages).await {
+        Ok(done) => {
+            session.commit().await?;
+            Ok(done)
+        }
+        Err(error) => {
+            // The first error is the one that matters.
+            let _ = session.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+async fn take_in_session(
+    engine: &Engine,
+    session: &mut Session,
+    neighbour: &Neighbour,
+    messages: &[Message],
+) -> Result<(Applied, (u64, u64))> {
+    seal::lock(session).await?;
+    let mut context = engine.context(session).await?;
+    relay::seal_all_in(engine, session, &mut context).await?;
+    let now = time::now();
+    let mut incoming = Vec::new();
+    for message in messages {
+        for group in &message.records.groups {
+            take_group(session, &mut context, neighbour, group, now, &mut incoming).await?;
+        }
+    }
+    let last = messages
+        .last()
+        .map_or((0, 0), |message| (message.opened.header.epoch, message.opened.header.number));
+    settle::heard(session, neighbour, last, now).await?;
+    let applied = apply(engine, session, &mut context, neighbour, now, &incoming).await?;
+    Ok((applied, last))
+}
+
+async fn apply(
+    engine: &Engine,
+    session: &mut Session,
+    context: &mut Context,
+    neighbour: &Neighbour,
+    now: i64,
+    incoming: &[Incoming],
+) -> Result<Applied> {
+    let known = context.neighbours.iter().find(|(other, _)| other.id == neighbour.id);
+    let Some((source, rules)) = known else {
+        return Err(Error::failed(format!("`{}` is no neighbour any more", neighbour.nickname)));
+    };
+    let applier = Applier {
+        catalog: &context.catalog,
+        neighbours: &context.neighbours,
+        source,
+        rules,
+        now,
+        skew_hold_ms: millis(engine.config.clock_skew_hold),
+        retries_max: i64::from(engine.config.retries_max),
+    };
+    applier.apply(session, &mut context.actors, incoming).await
+}
+
+/// Verifies the records of a group and puts those that are complete together.
+async fn take_group(
+    session: &mut Session,
+    context: &mut Context,
+    neighbour: &Neighbour,
+    group: &Group,
+    now: i64,
+    incoming: &mut Vec<Incoming>,
+) -> Result<()> {
+    let decoded = verify(context, group)?;
+    let tree = decoded.tree;
+    let wanted = decoded.parts.iter().any(|(_, _, part)| part.body.part.1 > 1)
+        || context.neighbours.len() > 1;
+    let batch = if wanted {
+        context.actors.admit(session, [group.origin]).await?;
+        outbox::write_batch(
+            session,
+            &context.actors,
+            group.origin,
+            group.count,
+            &group.signature,
+            &tree,
+        )
+        .await?
+    } else {
+        0
+    };
+    for (record, payload, part) in decoded.parts {
+        let place = (batch, record.1);
+        let original = RecordId(part.body.original_uuid);
+        if part.body.part.1 == 1 {
+            incoming.push(Incoming {
+                uuid: record.0,
+                body: part.body,
+                parts: vec![(payload, part.leaf)],
+                places: vec![place],
+            });
+            continue;
+        }
+        imports::pending(session, neighbour.id, original, record.0, now).await?;
+        let kept = (original, part.body.part.0, payload.to_vec(), batch, record.1);
+        settle::keep_parts(session, vec![kept]).await?;
+        incoming.extend(complete(session, record.0, original, part.body.part.1).await?);
+    }
+    Ok(())
+}
+
+/// A record that travels in parts, once the last of them is here.
+async fn complete(
+    session: &mut Session,
+    uuid: RecordId,
+    original: RecordId,
+    count: u32,
+) -> Result<Option<Incoming>> {
+    let parts = settle::parts(session, vec![original]).await?;
+    if parts.len() < usize::try_from(count).unwrap_or(usize::MAX) {
+        return Ok(None);
+    }
+    let body = payload::decode_parts(parts.iter().map(|(_, _, payload, _, _)| payload.as_slice()))?;
+    let places = parts.iter().map(|(_, _, _, batch, index)| (*batch, *index)).collect();
+    let mut list = Vec::with_capacity(parts.len());
+    for (_, _, payload, _, _) in parts {
+        let leaf = payload::decode(&payload)?.leaf;
+        list.push((Bytes::from(payload), leaf));
+    }
+    Ok(Some(Incoming { uuid, body, parts: list, places }))
+}
+
+/// The records of a group, decoded, and its tree, verified.
+struct Verified {
+    tree: Tree,
+    parts: Vec<((RecordId, u32), Bytes, payload::Decoded)>,
+}
+
+/// Checks that the origin signed what the group holds.
+fn verify(context: &Context, group: &Group) -> Result<Verified> {
+    let known = context.actors.known(group.origin).and_then(|known| known.public_key);
+    let key = known.ok_or_else(|| {
+        Error::decode(format!("the key of origin {} is not known here", group.origin.server))
+    })?;
+    let key = ed25519_dalek::VerifyingKey::from_bytes(&key)
+        .map_err(|error| Error::decode("the key of an origin is damaged").with_source(error))?;
+    let mut parts = Vec::with_capacity(group.records.len());
+    let mut leaves = Vec::with_capacity(group.records.len());
+    for record in &group.records {
+        let decoded = payload::decode(&record.payload)?;
+        if decoded.body.origin != group.origin {
+            return Err(Error::decode("a record is not of the origin that signed it"));
+        }
+        leaves.push((record.index, decoded.leaf));
+        parts.push(((record.uuid, record.index), record.payload.clone(), decoded));
+    }
+    let tree = Tree::from_parts(group.count, &leaves, &group.absent)?;
+    batch::verify(&key, group.origin, group.count, &tree.root()?, &group.signature)?;
+    Ok(Verified { tree, parts })
+}
+
+/// Tries held records again that wait for one of `rows`, or are due by the clock; and again, as
+/// long as one that goes in lets others in.
+pub async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<()> {
+    loop {
+        let mut session = engine.store.begin().await?;
+        seal::lock(&mut session).await?;
+        let mut context = engine.context(&mut session).await?;
+        let now = time::now();
+        let due = held::due(&mut session, &context.catalog, &rows, now, HELD_MAX).await?;
+        if due.is_empty() {
+            session.rollback().await?;
+            return Ok(());
+        }
+        let _busy = engine.activity.busy();
+        relay::seal_all_in(engine, &mut session, &mut context).await?;
+        rows = Vec::new();
+        let mut answers: HashMap<i64, Vec<Outcome>> = HashMap::new();
+        let mut by_source: HashMap<i64, Vec<held::Due>> = HashMap::new();
+        for one in due {
+            by_source.entry(one.server).or_default().push(one);
+        }
+        for (server, due) in by_source {
+            let Some((source, rules)) = context.neighbours.iter().find(|(n, _)| n.id == server)
+            else {
+                continue;
+            };
+            let applier = Applier {
+                catalog: &context.catalog,
+                neighbours: &context.neighbours,
+                source,
+                rules,
+                now,
+                skew_hold_ms: millis(engine.config.clock_skew_hold),
+                retries_max: i64::from(engine.config.retries_max),
+            };
+            let applied = applier.retry(&mut session, &mut context.actors, &due).await?;
+            rows.extend(applied.rows);
+            engine.activity.moved(applied.committed);
+            let news = applied.outcomes.into_iter().filter(|outcome| {
+                outcome.state != crate::state::State::Failed
+            });
+            answers.entry(server).or_default().extend(news);
+        }
+        session.commit().await?;
+        for (neighbour, _) in &context.neighbours {
+            if let Some(outcomes) = answers.get(&neighbour.id) {
+                reply::acknowledge(engine, neighbour, outcomes, (0, 0)).await?;
+            }
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+    }
+}

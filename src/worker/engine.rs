@@ -1,0 +1,162 @@
+//! What all tasks of a server share: its configuration, its store, its transports, and what they
+//! know of one another.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use super::activity::Activity;
+use crate::catalog::Catalog;
+use crate::config::Config;
+use crate::error::Result;
+use crate::interceptor::Wake;
+use crate::rules::Rules;
+use crate::store::actors::Actors;
+use crate::store::books::{self, Identity, Neighbour, Role};
+use crate::store::seal::Shapes;
+use crate::store::{Session, Store, track};
+use crate::transport::{self, Transport};
+
+/// What all tasks of one server's process share.
+pub struct Engine {
+    /// The configuration.
+    pub config: Config,
+    /// The database.
+    pub store: Store,
+    /// Rings when something was committed here.
+    pub wake: Wake,
+    /// Rings when there may be something to publish.
+    pub outbox: Notify,
+    /// Who is busy, and since when nothing moved.
+    pub activity: Activity,
+    /// This process, in the hellos it says.
+    pub session: Uuid,
+    transports: Mutex<HashMap<String, Arc<dyn Transport>>>,
+    catalog: Mutex<Option<(String, Arc<Catalog>)>>,
+    shapes: Mutex<Shapes>,
+}
+
+/// What a transaction needs to know, as it is in that transaction.
+pub struct Context {
+    /// This server.
+    pub identity: Identity,
+    /// The neighbours with their rules.
+    pub neighbours: Vec<(Neighbour, Rules)>,
+    /// Every server of the tree.
+    pub actors: Actors,
+    /// The tracked classes.
+    pub catalog: Arc<Catalog>,
+}
+
+impl Context {
+    /// A neighbour as it is now; `None` when it is gone.
+    #[must_use]
+    pub fn neighbour(&self, id: i64) -> Option<&(Neighbour, Rules)> {
+        self.neighbours.iter().find(|(neighbour, _)| neighbour.id == id)
+    }
+}
+
+impl Engine {
+    /// Opens the database and checks that it is a server.
+    pub async fn open(config: Config, wake: Wake) -> Result<Self> {
+        let store = Store::connect(config.database_url()?, config.limits()).await?;
+        let mut session = store.read().await?;
+        books::identity(&mut session).await?;
+        session.rollback().await?;
+        store.migrate().await?;
+        Ok(Self {
+            config,
+            store,
+            wake,
+            outbox: Notify::new(),
+            activity: Activity::default(),
+            session: Uuid::new_v4(),
+            transports: Mutex::default(),
+            catalog: Mutex::default(),
+            shapes: Mutex::default(),
+        })
+    }
+
+    /// Reads what a transaction needs to know.
+    pub async fn context(&self, session: &mut Session) -> Result<Context> {
+        let identity = books::identity(session).await?;
+        let mut neighbours = Vec::new();
+        for neighbour in books::neighbours(session).await? {
+            let rules = Rules::new(books::rules_of(session, neighbour.id).await?);
+            neighbours.push((neighbour, rules));
+        }
+        let actors = Actors::load(session).await?;
+        let catalog = self.catalog(session).await?;
+        Ok(Context { identity, neighbours, actors, catalog })
+    }
+
+    /// The tracked classes, read again when `track` has changed them.
+    async fn catalog(&self, session: &mut Session) -> Result<Arc<Catalog>> {
+        let row = session
+            .query_one(
+                "SELECT count(*), coalesce(max(id), 0), coalesce(sum(shape), 0), \
+                 coalesce(sum(length(definition)), 0), max(tracked_at) FROM @sync_tracked",
+                vec![],
+            )
+            .await?;
+        let version = format!("{row:?}");
+        if let Some((known, catalog)) = &*lock(&self.catalog)
+            && *known == version
+        {
+            return Ok(Arc::clone(catalog));
+        }
+        let catalog = Arc::new(track::load(session).await?);
+        *lock(&self.catalog) = Some((version, Arc::clone(&catalog)));
+        Ok(catalog)
+    }
+
+    /// The column lists known so far. They never change once they have a number.
+    pub fn shapes(&self) -> Shapes {
+        lock(&self.shapes).clone()
+    }
+
+    /// Keeps what sealing learnt.
+    pub fn learn_shapes(&self, shapes: Shapes) {
+        *lock(&self.shapes) = shapes;
+    }
+
+    /// The transport that leads to an address; one for each, shared by all links.
+    pub fn transport(&self, address: &str) -> Result<Arc<dyn Transport>> {
+        let mut transports = lock(&self.transports);
+        if let Some(transport) = transports.get(address) {
+            return Ok(Arc::clone(transport));
+        }
+        let transport = transport::connect(address, &self.config.transport_settings(address))?;
+        transports.insert(address.to_owned(), Arc::clone(&transport));
+        Ok(transport)
+    }
+
+    /// The transport of a link: the parent's broker for the parent, our own for a child.
+    pub fn transport_of(&self, neighbour: &Neighbour) -> Result<Arc<dyn Transport>> {
+        match neighbour.role {
+            Role::Parent => self.transport(&neighbour.address),
+            Role::Child => self.transport(&self.config.broker_url),
+        }
+    }
+
+    /// Closes all transports.
+    pub async fn close(&self) {
+        let transports: Vec<_> = lock(&self.transports).drain().map(|(_, each)| each).collect();
+        for transport in transports {
+            transport.close().await;
+        }
+    }
+
+    /// How long the relay waits for a writer that nobody heard.
+    #[must_use]
+    pub fn poll_every(&self) -> Duration {
+        self.config.poll_every
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,167 @@
+//! Acknowledgements: what became of records, said to the sender, and what the sender said of ours.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::deliver;
+use super::engine::Engine;
+use crate::error::{Error, Result};
+use crate::id::RecordId;
+use crate::publisher::relay;
+use crate::record::header::{self, Header, MessageKind};
+use crate::record::messages::{AckGroup, AckReason, AckState, Acks};
+use crate::state::State;
+use crate::store::apply::Outcome;
+use crate::store::books::Neighbour;
+use crate::store::{held, imports, settle, time};
+use crate::transport::{Lane, Outcome as Published};
+
+/// Records in one acknowledgement at the most.
+const RECORDS_MAX: usize = 4_000;
+
+/// Tells a neighbour what became of its records, waits for the broker's confirm, and notes that.
+/// `last` is up to which message of it everything has come in; (0, 0) says nothing about it.
+pub async fn acknowledge(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    outcomes: &[Outcome],
+    last: (u64, u64),
+) -> Result<()> {
+    for some in outcomes.chunks(RECORDS_MAX) {
+        let body = acks(some, last).encode()?;
+        send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
+        let committed: Vec<RecordId> = some
+            .iter()
+            .filter(|outcome| outcome.state == State::Committed)
+            .map(|outcome| outcome.uuid)
+            .collect();
+        let mut session = engine.store.begin().await?;
+        imports::confirmed(&mut session, neighbour.id, committed).await?;
+        session.commit().await?;
+    }
+    Ok(())
+}
+
+/// Acknowledges what was committed and never confirmed: after a crash, or an outage.
+pub async fn acknowledge_left(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
+    loop {
+        let mut session = engine.store.read().await?;
+        let limit = i64::try_from(RECORDS_MAX).unwrap_or(i64::MAX);
+        let left = imports::unconfirmed(&mut session, neighbour.id, limit).await?;
+        session.rollback().await?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        let outcomes: Vec<Outcome> = left
+            .into_iter()
+            .map(|uuid| Outcome { uuid, state: State::Committed, message: None })
+            .collect();
+        acknowledge(engine, neighbour, &outcomes, (0, 0)).await?;
+    }
+}
+
+fn acks(outcomes: &[Outcome], last: (u64, u64)) -> Acks {
+    let mut by_state: BTreeMap<u8, AckGroup> = BTreeMap::new();
+    let mut reasons = Vec::new();
+    for outcome in outcomes {
+        let state = match outcome.state {
+            State::Committed => AckState::Committed,
+            State::Rejected => AckState::Rejected,
+            State::Failed => AckState::Failed,
+            State::FailedAndStopped => AckState::FailedAndStopped,
+            _ => AckState::AlreadyCommitted,
+        };
+        by_state
+            .entry(state as u8)
+            .or_insert_with(|| AckGroup { state, records: Vec::new() })
+            .records
+            .push(outcome.uuid);
+        if let Some(message) = &outcome.message {
+            reasons.push(AckReason { record: outcome.uuid, message: message.clone() });
+        }
+    }
+    Acks::new(last.0, last.1, by_state.into_values().collect(), reasons)
+}
+
+/// Seals a body for a neighbour, publishes it and waits for the confirm.
+pub async fn send(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    kind: MessageKind,
+    lane: Lane,
+    body: &[u8],
+) -> Result<()> {
+    let mut session = engine.store.begin().await?;
+    let identity = crate::store::books::identity(&mut session).await?;
+    let (epoch, number) = match lane {
+        // Whoever is no neighbour has no numbers: it is told that it is refused.
+        Lane::Records if neighbour.id != 0 => {
+            settle::numbers(&mut session, neighbour, 1, time::now()).await?
+        }
+        _ => (neighbour.out_epoch, 0),
+    };
+    session.commit().await?;
+    let header = Header {
+        kind,
+        sender: identity.server,
+        receiver: neighbour.server,
+        epoch,
+        number,
+    };
+    let sealed = header::seal(&header, body, &identity.signing_key, engine.config.zstd_level)?;
+    let outgoing = relay::outgoing(&header, neighbour, lane, sealed);
+    let outcomes = engine.transport_of(neighbour)?.publish(vec![outgoing]).await?;
+    match outcomes.into_iter().next() {
+        Some(Published::Confirmed) => Ok(()),
+        Some(Published::Refused(reason)) => Err(Error::unreachable(format!(
+            "the {} for `{}` is not with the broker: {reason}",
+            kind.as_str(),
+            neighbour.nickname
+        ))),
+        None => Err(Error::failed("the transport said nothing of a message")),
+    }
+}
+
+/// Takes in what a neighbour says of our records. What does not decode is held and alarmed; the
+/// records are sent again then, so nothing is lost.
+pub async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Bytes]) -> Result<()> {
+    let _busy = engine.activity.busy();
+    let mut session = engine.store.begin().await?;
+    let context = engine.context(&mut session).await?;
+    let now = time::now();
+    let mut moved = 0;
+    for body in bodies {
+        let acks = deliver::open(&context, neighbour, body).and_then(|(_, body)| Acks::decode(&body));
+        let acks = match acks {
+            Ok(acks) => acks,
+            Err(error) => {
+                tracing::error!(link.peer = %neighbour.nickname, error = %error.chain(), "an acknowledgement is held");
+                held::write_undecodable(&mut session, neighbour.id, body, &error.chain(), now)
+                    .await?;
+                continue;
+            }
+        };
+        for group in acks.groups {
+            let state = match group.state {
+                AckState::Committed => State::Committed,
+                AckState::AlreadyCommitted => State::AlreadyCommitted,
+                AckState::Failed => State::Failed,
+                AckState::FailedAndStopped => State::FailedAndStopped,
+                AckState::Rejected => State::Rejected,
+            };
+            moved += settle::acknowledged(&mut session, neighbour, state, group.records).await?;
+        }
+        let reasons: Vec<(RecordId, String)> =
+            acks.reasons.into_iter().map(|reason| (reason.record, reason.message)).collect();
+        settle::reasons(&mut session, neighbour, &reasons).await?;
+    }
+    settle::contact(&mut session, neighbour, now).await?;
+    session.commit().await?;
+    engine.activity.moved(usize::try_from(moved).unwrap_or(usize::MAX));
+    if moved > 0 {
+        // There is room in the window again.
+        engine.outbox.notify_waiters();
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! The tasks of a server and their supervision.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::Rng as _;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::engine::Engine;
+use super::{deliver, links};
+use crate::error::{Error, Kind, Result};
+use crate::publisher::relay;
+use crate::store::books::{self, LinkState, Neighbour, Role, cleanup};
+use crate::store::time;
+
+/// First and longest pause after a failure.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+
+/// How often the list of neighbours is looked at.
+const NEIGHBOURS_EVERY: Duration = Duration::from_millis(500);
+
+/// How often held records that are due are tried, and left acknowledgements looked for.
+const CHORES_EVERY: Duration = Duration::from_secs(5);
+
+/// Runs every task until `stop` is cancelled.
+pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(seal(Arc::clone(&engine), stop.clone()));
+    tasks.spawn(chores(Arc::clone(&engine), stop.clone()));
+    tasks.spawn(neighbours(Arc::clone(&engine), stop.clone()));
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(error = %error, "a task of the worker broke");
+        }
+    }
+}
+
+/// Backs off with jitter; a success starts over.
+pub(super) struct Pause {
+    next: Duration,
+}
+
+impl Pause {
+    pub(super) fn new() -> Self {
+        Self { next: PAUSE_MIN }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.next = PAUSE_MIN;
+    }
+
+    pub(super) async fn wait(&mut self) {
+        let pause = self.next.mul_f64(rand::thread_rng().gen_range(0.5..1.5));
+        self.next = (self.next * 2).min(PAUSE_MAX);
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Says what failed, once where it is handled, and waits. `false`: it is time to stop.
+pub(super) async fn trouble(
+    engine: &Engine,
+    who: &str,
+    error: &Error,
+    pause: &mut Pause,
+    stop: &CancellationToken,
+) -> bool {
+    if error.kind() == Kind::Busy {
+        tracing::debug!(task = who, error = %error.chain(), "a lock is in the way");
+    } else {
+        engine.activity.failed(who, error);
+        tracing::warn!(task = who, error = %error.chain(), "failed, and is tried again");
+    }
+    tokio::select! {
+        () = stop.cancelled() => false,
+        () = pause.wait() => true,
+    }
+}
+
+/// Seals what is committed: at once when a writer in this process rings, else by polling.
+async fn seal(engine: Arc<Engine>, stop: CancellationToken) {
+    let mut pause = Pause::new();
+    let mut first = Some(engine.activity.busy());
+    loop {
+        match relay::seal(&engine).await {
+            Ok(_) => {
+                pause.reset();
+                engine.activity.succeeded("relay");
+            }
+            Err(error) => {
+                if !trouble(&engine, "relay", &error, &mut pause, &stop).await {
+                    return;
+                }
+                continue;
+            }
+        }
+        drop(first.take());
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = engine.wake.notified() => {}
+            () = tokio::time::sleep(engine.poll_every()) => {}
+        }
+    }
+}
+
+/// Held records that are due, and cleanup.
+async fn chores(engine: Arc<Engine>, stop: CancellationToken) {
+    let mut pause = Pause::new();
+    loop {
+        if let Err(error) = round(&engine).await
+            && !trouble(&engine, "chores", &error, &mut pause, &stop).await
+        {
+            return;
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(CHORES_EVERY) => {}
+        }
+    }
+}
+
+async fn round(engine: &Engine) -> Result<()> {
+    deliver::retry_held(engine, Vec::new()).await?;
+    let mut session = engine.store.read().await?;
+    let identity = books::identity(&mut session).await?;
+    session.rollback().await?;
+    let every = relay::millis(engine.config.cleanup_every);
+    if time::now() - identity.last_cleanup.unwrap_or(0) >= every {
+        let age = relay::millis(engine.config.cleanup_age);
+        let (store, before) = (engine.store.clone(), time::now() - age);
+        let runtime = tokio::runtime::Handle::current();
+        // Long, and made of async closures, whose futures the compiler cannot prove to be `Send`.
+        let done = tokio::task::spawn_blocking(move || {
+            runtime.block_on(cleanup::cleanup(&store, before, "branchline"))
+        })
+        .await
+        .map_err(|error| Error::failed("the cleanup broke").with_source(error))??;
+        tracing::info!(?done, "cleaned up");
+    }
+    engine.activity.succeeded("chores");
+    Ok(())
+}
+
+/// Keeps the tasks of each link running, as neighbours come and go.
+async fn neighbours(engine: Arc<Engine>, stop: CancellationToken) {
+    let mut running: HashMap<i64, (String, CancellationToken)> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    let mut pause = Pause::new();
+    let mut first = Some(engine.activity.busy());
+    let mut joins: Option<CancellationToken> = None;
+    while !stop.is_cancelled() {
+        let list = match list(&engine).await {
+            Ok(list) => list,
+            Err(error) => {
+                if !trouble(&engine, "neighbours", &error, &mut pause, &stop).await {
+                    break;
+                }
+                continue;
+            }
+        };
+        engine.activity.succeeded("neighbours");
+        pause.reset();
+        let wanted: HashMap<i64, Neighbour> = list
+            .iter()
+            .filter(|n| !n.disabled && matches!(n.state, LinkState::Joined | LinkState::Joining))
+            .map(|n| (n.id, n.clone()))
+            .collect();
+        running.retain(|id, (sign, token)| {
+            let keep = wanted.get(id).is_some_and(|neighbour| self::sign(neighbour) == *sign);
+            if !keep {
+                token.cancel();
+            }
+            keep
+        });
+        for (id, neighbour) in wanted {
+            running.entry(id).or_insert_with(|| {
+                let token = stop.child_token();
+                links::spawn(&mut tasks, &engine, &neighbour, &token);
+                (sign(&neighbour), token)
+            });
+        }
+        if joins.is_none() && list.iter().any(|neighbour| neighbour.role == Role::Child) {
+            let token = stop.child_token();
+            tasks.spawn(links::joins(Arc::clone(&engine), token.clone()));
+            joins = Some(token);
+        }
+        drop(first.take());
+        while tasks.try_join_next().is_some() {}
+        tokio::select! {
+            () = stop.cancelled() => break,
+            () = tokio::time::sleep(NEIGHBOURS_EVERY) => {}
+        }
+    }
+    drop(first.take());
+    while tasks.join_next().await.is_some() {}
+}
+
+/// What a link's tasks depend on: when it changes they start over.
+fn sign(neighbour: &Neighbour) -> String {
+    format!("{} {:?} {}", neighbour.server, neighbour.state, neighbour.address)
+}
+
+async fn list(engine: &Engine) -> Result<Vec<Neighbour>> {
+    let mut session = engine.store.read().await?;
+    let list = books::neighbours(&mut session).await?;
+    session.rollback().await?;
+    Ok(list)
+}
+
+/// Runs `work` until `stop` is cancelled, again after each failure.
+pub(super) async fn supervise<F>(
+    engine: Arc<Engine>,
+    who: String,
+    stop: CancellationToken,
+    mut work: impl FnMut() -> F,
+) where
+    F: Future<Output = Result<()>>,
+{
+    let mut pause = Pause::new();
+    while !stop.is_cancelled() {
+        let begun = Instant::now();
+        match work().await {
+            Ok(()) => return,
+            Err(error) => {
+                if begun.elapsed() > PAUSE_MAX {
+                    pause.reset();
+                }
+                if !trouble(&engine, &who, &error, &mut pause, &stop).await {
+                    return;
+                }
+            }
+        }
+    }
+}
