@@ -8,6 +8,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::record::Value;
 use crate::store::image;
 use crate::store::session::{Datum, Dialect, Row, Session};
+use crate::store::sqlite::refs::{self, Captured};
 
 /// A captured change of one row.
 #[derive(Debug)]
@@ -192,7 +193,37 @@ async fn decode(
             window.transactions.push(Transaction { changes });
         }
     }
+    if dialect == Dialect::Sqlite {
+        refer(session, catalog, &mut window.transactions).await?;
+    }
     Ok(window)
+}
+
+/// Looks up the rows that images refer to: SQLite's triggers leave that to us.
+async fn refer(
+    session: &mut Session,
+    catalog: &Catalog,
+    transactions: &mut [Transaction],
+) -> Result<()> {
+    let mut images = Vec::new();
+    for change in transactions.iter().flat_map(|transaction| &transaction.changes) {
+        for (image, before) in [(&change.old, true), (&change.new, false)] {
+            let Some(image) = image else { continue };
+            images.push(Captured {
+                tracked: &change.tracked,
+                seq: change.seq,
+                before,
+                values: &image.values,
+            });
+        }
+    }
+    let mut found = refs::resolve(session, catalog, &images).await?.into_iter();
+    for change in transactions.iter_mut().flat_map(|transaction| &mut transaction.changes) {
+        for image in [&mut change.old, &mut change.new].into_iter().flatten() {
+            image.refs = found.next().unwrap_or_default();
+        }
+    }
+    Ok(())
 }
 
 /// Reads the column lists that are not known yet.

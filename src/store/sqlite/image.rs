@@ -10,11 +10,10 @@
 //! a REAL column is the float that SQLite cannot store.
 
 use super::affinity::{Affinity, affinity};
-use super::triggers;
 use crate::catalog::{Column, TypeKind, join_key};
 use crate::error::{Error, Result};
 use crate::record::Value;
-use crate::store::session::{Datum, literal, quote};
+use crate::store::session::{Datum, literal};
 
 /// How deep composite keys may refer to each other.
 const DEPTH_MAX: usize = 16;
@@ -84,13 +83,6 @@ pub fn quote_texts(keys: &[Option<String>]) -> String {
         })
         .collect();
     parts.join(",")
-}
-
-/// SQL for the image of the columns of the row `row` (a table's alias), in their order.
-#[must_use]
-pub fn list_sql<'a>(columns: impl Iterator<Item = &'a str>, row: &str) -> String {
-    let any = |name: &str| triggers::any_literal_sql(&format!("{row}.{}", quote(name)));
-    triggers::list(columns.map(any).collect())
 }
 
 /// The bind that stores `value` in `column`: what [`decode`] read, whatever the column's affinity
@@ -399,9 +391,4 @@ mod tests {
         assert_eq!(bind("NaN", "NUMERIC"), Datum::Text(Some("NaN".into())));
         assert_eq!(bind("1.50", "NUMERIC TEXT"), Datum::Text(Some("1.50".into())));
     }
-}
-
-/// The SQL of a row's image.
-pub fn list_sql<'a>(columns: impl Iterator<Item = &'a str>, alias: &str) -> String {
-    columns.map(|name| format!("quote({alias}.{})", crate::store::session::quote(name))).collect::<Vec<_>>().join(" || ',' || ")
 }
