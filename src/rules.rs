@@ -18,7 +18,8 @@ impl Rules {
 
     fn rule(&self, class: &str) -> Option<&Rule> {
         let matching = self.0.iter().filter(|rule| rule.matches(class));
-        matching.max_by_key(|rule| (rule.name.trim_end_matches('*').len(), !rule.name.ends_with('*')))
+        matching
+            .max_by_key(|rule| (rule.name.trim_end_matches('*').len(), !rule.name.ends_with('*')))
     }
 
     /// Whether rows of `class` are sent to the neighbour.

@@ -78,8 +78,9 @@ impl RowState {
         let Stored(base, columns, seen, erased, shadow) = rmp_serde::from_slice(body)
             .map_err(|error| Error::decode("a row state is damaged").with_source(error))?;
         let stamp = |(time, number): StoredStamp| {
-            let actor = actor(number)
-                .ok_or_else(|| Error::decode(format!("a row state names the unknown actor {number}")))?;
+            let actor = actor(number).ok_or_else(|| {
+                Error::decode(format!("a row state names the unknown actor {number}"))
+            })?;
             Ok::<_, Error>(Stamp { time: Time(time), actor })
         };
         let set = |list: Vec<StoredStamp>| -> Result<Seen> {

@@ -173,7 +173,13 @@ impl RowState {
     }
 
     /// The columns in which `stamp` is higher than what stands here, and the conflicts in them.
-    fn won(&self, item: &Item, stamp: Stamp, concurrent: bool, conflicts: &mut Vec<Conflict>) -> Won {
+    fn won(
+        &self,
+        item: &Item,
+        stamp: Stamp,
+        concurrent: bool,
+        conflicts: &mut Vec<Conflict>,
+    ) -> Won {
         let mut won = Vec::with_capacity(item.values.len());
         for (name, _) in &item.values {
             let ours = self.stamp_of(name);

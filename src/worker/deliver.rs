@@ -289,9 +289,10 @@ pub async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<()> {
             let applied = applier.retry(&mut session, &mut context.actors, &due).await?;
             rows.extend(applied.rows);
             engine.activity.moved(applied.committed);
-            let news = applied.outcomes.into_iter().filter(|outcome| {
-                outcome.state != crate::state::State::Failed
-            });
+            let news = applied
+                .outcomes
+                .into_iter()
+                .filter(|outcome| outcome.state != crate::state::State::Failed);
             answers.entry(server).or_default().extend(news);
         }
         session.commit().await?;

@@ -71,7 +71,8 @@ pub async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
 /// Opens a request: signed by the key that it brings itself, which the invitation's key vouches for.
 fn open(context: &Context, body: &Bytes) -> Result<(Opened, Join)> {
     let opened = Opened::parse(body.clone())?;
-    if opened.header.kind != MessageKind::Join || opened.header.receiver != context.identity.server {
+    if opened.header.kind != MessageKind::Join || opened.header.receiver != context.identity.server
+    {
         return Err(Error::decode("it is no request to join this server"));
     }
     let join = Join::decode(&opened.body()?)?;
@@ -178,7 +179,8 @@ async fn send_states(engine: &Engine, child: &Neighbour, server: i64) -> Result<
         for row in &rows {
             last = (row.int(3)?, row.text(1)?.to_owned());
             let Some(bytes) = row.opt_bytes(2)? else { continue };
-            let state = crate::merge::RowState::decode(bytes, |number| context.actors.actor(number))?;
+            let state =
+                crate::merge::RowState::decode(bytes, |number| context.actors.actor(number))?;
             load.push(row.text(0)?.into(), row.text(1)?.into(), &state);
         }
         let done = rows.len() < usize::try_from(ROWS_MAX).unwrap_or(usize::MAX);

@@ -102,13 +102,8 @@ pub async fn send(
         _ => (neighbour.out_epoch, 0),
     };
     session.commit().await?;
-    let header = Header {
-        kind,
-        sender: identity.server,
-        receiver: neighbour.server,
-        epoch,
-        number,
-    };
+    let header =
+        Header { kind, sender: identity.server, receiver: neighbour.server, epoch, number };
     let sealed = header::seal(&header, body, &identity.signing_key, engine.config.zstd_level)?;
     let outgoing = relay::outgoing(&header, neighbour, lane, sealed);
     let outcomes = engine.transport_of(neighbour)?.publish(vec![outgoing]).await?;
@@ -132,7 +127,8 @@ pub async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Bytes]) ->
     let now = time::now();
     let mut moved = 0;
     for body in bodies {
-        let acks = deliver::open(&context, neighbour, body).and_then(|(_, body)| Acks::decode(&body));
+        let acks =
+            deliver::open(&context, neighbour, body).and_then(|(_, body)| Acks::decode(&body));
         let acks = match acks {
             Ok(acks) => acks,
             Err(error) => {

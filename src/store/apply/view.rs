@@ -174,7 +174,8 @@ impl Applier<'_> {
             let mut moved = Vec::new();
             let mut still = Vec::new();
             for (tracked, row) in free {
-                let referrers = rows::referrers(writer.session, self.catalog, &tracked, &row).await?;
+                let referrers =
+                    rows::referrers(writer.session, self.catalog, &tracked, &row).await?;
                 if referrers.iter().any(|(_, other, _, _)| staying.contains(other)) {
                     moved.push((tracked, row));
                 } else {

@@ -135,7 +135,8 @@ async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw>
         )
         .await?;
     let full = rows.len() >= limit;
-    let (mut raw, mut group, mut last_at) = (Raw { more: full, ..Raw::default() }, Vec::new(), None);
+    let (mut raw, mut group, mut last_at) =
+        (Raw { more: full, ..Raw::default() }, Vec::new(), None);
     let mut seqs = Vec::new();
     for row in rows {
         let at = row.time(9)?;
@@ -244,12 +245,11 @@ async fn learn_shapes<'a>(
     if missing.is_empty() {
         return Ok(());
     }
-    let sql = format!(
-        "SELECT id, columns FROM @sync_shape WHERE {}",
-        session.dialect().any("id", 1)
-    );
+    let sql =
+        format!("SELECT id, columns FROM @sync_shape WHERE {}", session.dialect().any("id", 1));
     for row in session.query(&sql, vec![Datum::Ints(missing)]).await? {
-        let id = i32::try_from(row.int(0)?).map_err(|_| Error::failed("a shape is out of range"))?;
+        let id =
+            i32::try_from(row.int(0)?).map_err(|_| Error::failed("a shape is out of range"))?;
         shapes.insert(id, names(row.text(1)?)?);
     }
     Ok(())
