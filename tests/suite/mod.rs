@@ -1,1 +1,4 @@
+//! The suites, one for each room.
+
 mod capture_sqlite;
+mod transport;

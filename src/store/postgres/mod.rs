@@ -1,6 +1,9 @@
 //! PostgreSQL through diesel-async: connections, transactions and statements made at run time.
 
+pub mod catalog;
+pub mod databases;
 pub mod image;
+pub mod triggers;
 
 use diesel::QueryableByName;
 use diesel::deserialize;

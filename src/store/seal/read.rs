@@ -8,6 +8,7 @@ use crate::error::{Context as _, Error, Result};
 use crate::record::Value;
 use crate::store::image;
 use crate::store::session::{Datum, Dialect, Row, Session};
+use crate::store::sqlite::changes;
 use crate::store::sqlite::refs::{self, Captured};
 
 /// A captured change of one row.
@@ -127,13 +128,7 @@ async fn postgres(session: &mut Session, limit: usize) -> Result<Raw> {
 /// SQLite has one writer at a time: transactions lie one behind the other, cut at marks, and where
 /// nobody marked at pauses.
 async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw> {
-    let rows = session
-        .query(
-            "SELECT seq, class_id, op, shape, columns, old_image, new_image, old_refs, new_refs, \
-             changed_at FROM @sync_change ORDER BY seq LIMIT $1",
-            vec![size(limit).into()],
-        )
-        .await?;
+    let rows = changes::read(session, size(limit)).await?;
     let full = rows.len() >= limit;
     let (mut raw, mut group, mut last_at) =
         (Raw { more: full, ..Raw::default() }, Vec::new(), None);

@@ -3,6 +3,7 @@
 
 pub mod affinity;
 pub mod catalog;
+pub mod changes;
 pub mod image;
 mod index;
 pub mod refs;

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::image;
-use super::triggers::{list, literal_sql};
+use super::{changes, triggers};
 use crate::catalog::{Catalog, Class, Column, Tracked, TypeKind, join_key, key_part};
 use crate::error::{Context as _, Error, Result};
 use crate::record::Value;
@@ -217,7 +217,7 @@ impl Known {
             return Ok(*lively);
         }
         let sql = "SELECT EXISTS (SELECT 1 FROM @sync_change \
-                   WHERE class_id = $1 AND local_id IS NOT NULL)";
+                   WHERE class_id = $1 AND local_id IS NOT NULL AND op <> 5)";
         let lively = session.query_one(sql, vec![class.into()]).await?.flag(0)?;
         self.lively.insert(class, lively);
         Ok(lively)
@@ -230,25 +230,30 @@ impl Known {
         tracked: &Tracked,
         places: &[Place],
     ) -> Result<()> {
-        let sql = "SELECT c.seq, s.columns, c.old_image, c.new_image FROM @sync_change c \
-                   LEFT JOIN @sync_shape s ON s.id = c.shape \
-                   WHERE c.class_id = $1 AND c.local_id = $2 ORDER BY c.seq";
+        let sql = "SELECT c.seq, s.columns FROM @sync_change c JOIN @sync_shape s ON s.id = c.shape \
+                   WHERE c.class_id = $1 AND c.local_id = $2 AND c.op <> 5 ORDER BY c.seq";
         let binds = places.iter().map(|p| vec![tracked.id.into(), p.literal().into()]).collect();
-        for (place, rows) in places.iter().zip(session.query_each(sql, binds).await?) {
+        let found = session.query_each(sql, binds).await?;
+        let mut seqs = Vec::new();
+        for row in found.iter().flatten() {
+            seqs.push(row.int(0)?);
+        }
+        let images = changes::images_of(session, seqs).await?;
+        for (place, rows) in places.iter().zip(found) {
             let mut life = Vec::with_capacity(rows.len());
             for row in rows {
+                let seq = row.int(0)?;
                 let names: Vec<String> = serde_json::from_str(row.text(1)?).map_err(|error| {
                     Error::decode("a list of columns is no JSON array").with_source(error)
                 })?;
-                let parts = |image: Option<&str>| {
-                    image
-                        .map(|text| key_of_image(catalog, &tracked.class, &names, text))
-                        .transpose()
+                let parts = |after: bool| {
+                    let image = images.get(&(seq, after))?.text(names.len());
+                    Some(key_of_image(catalog, &tracked.class, &names, &image))
                 };
                 life.push(Event {
-                    seq: row.int(0)?,
-                    old: parts(row.opt_text(2)?)?,
-                    new: parts(row.opt_text(3)?)?,
+                    seq,
+                    old: parts(false).transpose()?,
+                    new: parts(true).transpose()?,
                 });
             }
             self.lives.insert(place.clone(), life);
@@ -266,10 +271,9 @@ impl Known {
     ) -> Result<()> {
         let class = &tracked.class;
         let key: Vec<&Column> = class.key.iter().filter_map(|n| class.columns.get(*n)).collect();
-        let literals = key.iter().map(|column| literal_sql(column, "t")).collect();
         let sql = format!(
             "SELECT {} FROM {} AS t WHERE t.{} = $1",
-            list(literals),
+            triggers::columns_sql(&key, "t"),
             quote(&class.table),
             quote(column)
         );

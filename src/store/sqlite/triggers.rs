@@ -2,18 +2,21 @@
 //!
 //! They promise: every insert, update and delete of a row is one or two rows of `sync_change` in the
 //! writer's own transaction, the rows that REPLACE removes unseen included; and no write of the host
-//! fails, or behaves otherwise, because of them. So they raise nothing and cast nothing, they use
-//! functions that SQLite has had since 3.7, and **they name no table but their own and ours**: a
-//! trigger that looked up the keys of referenced rows would break the rebuild of those tables
-//! (`no such table` between its DROP and its RENAME). [`refs`](super::refs) fills those keys in
-//! before the changes are sealed.
+//! fails, or behaves otherwise, because of them. So they raise nothing and cast nothing, and **they
+//! name no table but their own and ours**: a trigger that looked up the keys of referenced rows would
+//! break the rebuild of those tables (`no such table` between its DROP and its RENAME).
+//! [`refs`](super::refs) looks them up when the changes are sealed.
+//!
+//! The images go to `sync_image` value by value, as they are stored: SQLite compiles the triggers of
+//! a table with every statement on it, and parses all of them with every connection, so they are kept
+//! short (building a text of each image made the schema of 113 tables ten times as long).
 //!
 //! **REPLACE** removes rows without a delete trigger, unless `recursive_triggers` is on. So a BEFORE
-//! trigger notes the rows that agree with the new one in a unique index, in `sync_replaced`, by the
-//! values on which they clash. If the new row comes to stand, the noted ones are gone, and the AFTER
-//! trigger captures them as deletes. A noted row that is deleted or updated otherwise (an upsert,
-//! `recursive_triggers`, a host trigger that makes room) loses its note by its own trigger. Notes of
-//! inserts that were ignored stay without effect; a few are kept at most.
+//! trigger notes the rows that agree with the new one in a unique index (op 5), with the values on
+//! which they clash. If the new row comes to stand, the noted ones are gone, and the AFTER trigger
+//! makes deletes of the notes. A noted row that is deleted or updated otherwise (an upsert,
+//! `recursive_triggers`, a host trigger that makes room) has its note made void by its own trigger.
+//! Notes of inserts that were ignored come to nothing, and go when changes are sealed.
 
 use std::fmt::Write as _;
 
@@ -22,8 +25,11 @@ use crate::catalog::{Catalog, Clash, Class, Column, Tracked};
 use crate::error::Result;
 use crate::store::session::{Session, quote};
 
-/// Notes that are kept: more than one row can clash with, in as many nested triggers as make sense.
-const NOTES_MAX: u32 = 32;
+/// How many changes back notes are kept, so that a long run of ignored inserts does not pile them up.
+const NOTES_BACK: u32 = 10_000;
+
+/// Values in a row of `sync_image`.
+pub(super) const PIECE: usize = 32;
 
 /// Names of our triggers on a class, without what they all begin with.
 const NAMES: [&str; 5] = ["note_insert", "note_update", "insert", "update", "delete"];
@@ -82,7 +88,13 @@ pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32
 /// [`image::decode`](super::image::decode) reads it.
 #[must_use]
 pub fn image_sql(class: &Class, row: &str) -> String {
-    list(class.columns.iter().map(|column| literal_sql(column, row)).collect())
+    columns_sql(&class.columns.iter().collect::<Vec<_>>(), row)
+}
+
+/// [`image_sql`] for some columns.
+pub(super) fn columns_sql(columns: &[&Column], row: &str) -> String {
+    // A text also where one value alone would be a number.
+    format!("''||{}", list(columns.iter().map(|column| literal_sql(column, row)).collect()))
 }
 
 fn trigger_name(tracked: &Tracked, name: &str) -> String {
@@ -122,92 +134,126 @@ impl Writer<'_> {
 
     /// Notes the rows that an INSERT OR REPLACE would remove.
     fn note_insert(&self) -> String {
-        let mut body = vec![self.forget_old_notes(), self.forget_clashes()];
-        body.extend(
-            self.class
-                .clashes
-                .iter()
-                .enumerate()
-                .map(|(n, clash)| self.note(n, clash, &self.agree(clash, "NEW"))),
-        );
-        self.trigger("note_insert", "BEFORE INSERT", "", &body)
+        let agree: Vec<String> =
+            self.class.clashes.iter().map(|clash| self.agree(clash, "NEW")).collect();
+        self.note("note_insert", "BEFORE INSERT", &agree)
     }
 
     /// Notes the rows that an UPDATE OR REPLACE would remove: never the updated row itself.
     fn note_update(&self) -> String {
-        let mut body = vec![self.forget_old_notes(), self.forget_clashes()];
-        let changed: Vec<String> =
-            self.class.clashes.iter().map(|clash| self.changed(clash)).collect();
         let same = self.same(&self.class.local, "o", "OLD");
-        for (n, (clash, changed)) in self.class.clashes.iter().zip(&changed).enumerate() {
-            let condition = format!("{changed} AND {} AND NOT ({same})", self.agree(clash, "NEW"));
-            body.push(self.note(n, clash, &condition));
+        let agree: Vec<String> = self
+            .class
+            .clashes
+            .iter()
+            .map(|clash| {
+                format!("{} AND {} AND NOT ({same})", self.changed(clash), self.agree(clash, "NEW"))
+            })
+            .collect();
+        self.note("note_update", "BEFORE UPDATE", &agree)
+    }
+
+    /// `agree`: for each unique index, when the row `o` stands in the way. Most often none does.
+    fn note(&self, name: &str, event: &str, agree: &[String]) -> String {
+        let table = format!("{} AS o", quote(&self.class.table));
+        let any: Vec<String> = agree
+            .iter()
+            .map(|agree| format!("EXISTS (SELECT 1 FROM {table} WHERE {agree})"))
+            .collect();
+        let mut body = vec![
+            format!(
+                "DELETE FROM sync_change WHERE op = 5 AND seq < \
+                 (SELECT max(seq) FROM sync_change) - {NOTES_BACK}"
+            ),
+            self.forget(&format!("clash IN ({})", self.clash_values())),
+        ];
+        for (n, (clash, agree)) in self.class.clashes.iter().zip(agree).enumerate() {
+            let values = self.values_of(n, clash);
+            let local = self.local_sql("o");
+            // A row that clashes in several ways is noted once.
+            let noted = format!(
+                "SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {} AND local_id = {local} \
+                 AND clash IN ({})",
+                self.tracked.id,
+                self.clash_values()
+            );
+            body.push(format!(
+                "INSERT INTO sync_change (class_id, op, shape, local_id, clash) \
+                 SELECT {}, 5, {}, {local}, {values} FROM {table} WHERE {agree} \
+                 AND NOT EXISTS ({noted})",
+                self.tracked.id, self.tracked.shape,
+            ));
+            let mine = format!(
+                "{agree} AND EXISTS (SELECT 1 FROM sync_change \
+                 WHERE seq = last_insert_rowid() AND op = 5 AND clash = {values})"
+            );
+            body.extend(self.image("o", 0, &format!("FROM {table} WHERE {mine}")));
         }
-        let when = format!(" AND ({})", changed.join(" OR "));
-        self.trigger("note_update", "BEFORE UPDATE", &when, &body)
+        self.trigger(name, event, &format!(" AND ({})", any.join(" OR ")), &body)
     }
 
     fn insert(&self) -> String {
-        let mut body = self.capture_replaced();
-        body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, new_image, local_id) \
-             VALUES ({}, 1, {}, {}, {})",
-            self.tracked.id,
-            self.tracked.shape,
-            image_sql(self.class, "NEW"),
-            self.id_again("NEW"),
-        ));
+        let mut body: Vec<String> = self.confirm().into_iter().collect();
+        body.push(self.change("1", &self.id_again("NEW"), ""));
+        body.extend(self.image("NEW", 1, ""));
         self.trigger("insert", "AFTER INSERT", "", &body)
     }
 
     /// An update of the local primary key is a delete and an insert, for a set any update is.
     fn update(&self) -> String {
-        // An upsert has noted the very row that it updates.
-        let mut body: Vec<String> = self.forget_row("OLD").into_iter().collect();
-        body.extend(self.capture_replaced());
-        let ops = if self.class.set {
-            "(SELECT 3 AS op UNION ALL SELECT 1)".to_owned()
-        } else {
-            let same = self.same(&self.class.local, "OLD", "NEW");
-            format!(
-                "(SELECT 2 AS op WHERE {same} UNION ALL SELECT 3 WHERE NOT ({same}) \
-                 UNION ALL SELECT 1 WHERE NOT ({same}))"
-            )
+        let same = match self.class.set {
+            true => "0".to_owned(),
+            false => self.same(&self.class.local, "OLD", "NEW"),
         };
-        let local_id = if self.referred {
-            format!(
-                "CASE op WHEN 1 THEN {} WHEN 3 THEN {old} ELSE \
-                 CASE WHEN NOT ({}) THEN {old} END END",
-                self.id_again("NEW"),
-                self.same(&self.class.key, "OLD", "NEW"),
-                old = self.local_sql("OLD"),
-            )
+        let left = if self.referred {
+            let key = self.same(&self.class.key, "OLD", "NEW");
+            format!("CASE WHEN NOT ({same} AND {key}) THEN {} END", self.local_sql("OLD"))
         } else {
             "NULL".to_owned()
         };
-        body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, old_image, new_image, local_id) \
-             SELECT {}, op, {}, CASE WHEN op <> 1 THEN {} END, CASE WHEN op <> 3 THEN {} END, \
-             {local_id} FROM {ops}",
-            self.tracked.id,
-            self.tracked.shape,
-            image_sql(self.class, "OLD"),
-            image_sql(self.class, "NEW"),
-        ));
+        // An upsert has noted the very row that it updates.
+        let mut body: Vec<String> = self.forget_row("OLD").into_iter().collect();
+        body.extend(self.confirm());
+        body.push(self.change(&format!("CASE WHEN {same} THEN 2 ELSE 3 END"), &left, ""));
+        body.extend(self.image("OLD", 0, ""));
+        body.push(self.change("1", &self.id_again("NEW"), &format!(" WHERE NOT ({same})")));
+        body.extend(self.image("NEW", 1, ""));
         self.trigger("update", "AFTER UPDATE", "", &body)
     }
 
     fn delete(&self) -> String {
+        let local = if self.referred { self.local_sql("OLD") } else { "NULL".to_owned() };
         let mut body: Vec<String> = self.forget_row("OLD").into_iter().collect();
-        body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, old_image, local_id) \
-             VALUES ({}, 3, {}, {}, {})",
-            self.tracked.id,
-            self.tracked.shape,
-            image_sql(self.class, "OLD"),
-            if self.referred { self.local_sql("OLD") } else { "NULL".to_owned() },
-        ));
+        body.push(self.change("3", &local, ""));
+        body.extend(self.image("OLD", 0, ""));
         self.trigger("delete", "AFTER DELETE", "", &body)
+    }
+
+    fn change(&self, op: &str, local_id: &str, condition: &str) -> String {
+        format!(
+            "INSERT INTO sync_change (class_id, op, shape, local_id) \
+             SELECT {}, {op}, {}, {local_id}{condition}",
+            self.tracked.id, self.tracked.shape,
+        )
+    }
+
+    /// The image of `row` for the change that was inserted last, in pieces. (`sync_image` is WITHOUT
+    /// ROWID: writing it does not move `last_insert_rowid()`.)
+    fn image(&self, row: &str, after: usize, from: &str) -> Vec<String> {
+        let pieces = self.class.columns.chunks(PIECE).enumerate();
+        pieces
+            .map(|(piece, columns)| {
+                let places: Vec<String> = (0..columns.len()).map(|n| format!("c{n}")).collect();
+                let values: Vec<String> =
+                    columns.iter().map(|column| column_of(row, &column.name)).collect();
+                format!(
+                    "INSERT INTO sync_image (seq, part, {}) SELECT last_insert_rowid(), {}, {} {from}",
+                    places.join(", "),
+                    2 * piece + after,
+                    values.join(", ")
+                )
+            })
+            .collect()
     }
 
     /// The local id of a new row, where a change that is not sealed yet is about a row that had the
@@ -223,66 +269,38 @@ impl Writer<'_> {
         )
     }
 
-    fn note(&self, n: usize, clash: &Clash, condition: &str) -> String {
-        format!(
-            "INSERT INTO sync_replaced (class_id, clash, local_id, image) \
-             SELECT {}, {}, {}, {} FROM {} AS o WHERE {condition}",
-            self.tracked.id,
-            self.clash_values(n, clash),
-            self.local_sql("o"),
-            image_sql(self.class, "o"),
-            quote(&self.class.table),
-        )
-    }
-
-    /// Captures the noted rows that the new row has replaced, once each.
-    fn capture_replaced(&self) -> Vec<String> {
-        if self.class.clashes.is_empty() {
-            return Vec::new();
-        }
-        let noted = self.noted();
-        vec![
-            format!(
-                "INSERT INTO sync_change (class_id, op, shape, old_image, local_id) \
-                 SELECT class_id, 3, {}, image, {} FROM sync_replaced WHERE {noted} GROUP BY local_id",
-                self.tracked.shape,
-                if self.referred { "local_id" } else { "NULL" },
-            ),
-            self.forget_clashes(),
-        ]
-    }
-
-    fn forget_old_notes(&self) -> String {
-        format!(
-            "DELETE FROM sync_replaced WHERE rowid <= \
-             (SELECT max(rowid) FROM sync_replaced) - {NOTES_MAX}"
-        )
-    }
-
-    fn forget_clashes(&self) -> String {
-        format!("DELETE FROM sync_replaced WHERE {}", self.noted())
-    }
-
-    fn forget_row(&self, row: &str) -> Option<String> {
+    /// Makes deletes of the rows that the new row has replaced.
+    fn confirm(&self) -> Option<String> {
         (!self.class.clashes.is_empty()).then(|| {
             format!(
-                "DELETE FROM sync_replaced WHERE class_id = {} AND local_id = {}",
+                "UPDATE sync_change SET op = 3, clash = NULL \
+                 WHERE op = 5 AND class_id = {} AND clash IN ({})",
                 self.tracked.id,
-                self.local_sql(row)
+                self.clash_values()
             )
         })
     }
 
-    /// Notes for the values that the new row has.
-    fn noted(&self) -> String {
+    fn forget(&self, notes: &str) -> String {
+        format!(
+            "UPDATE sync_change SET clash = NULL WHERE op = 5 AND class_id = {} AND {notes}",
+            self.tracked.id
+        )
+    }
+
+    fn forget_row(&self, row: &str) -> Option<String> {
+        (!self.class.clashes.is_empty())
+            .then(|| self.forget(&format!("local_id = {}", self.local_sql(row))))
+    }
+
+    /// The new row's values in each unique index.
+    fn clash_values(&self) -> String {
         let clashes = self.class.clashes.iter().enumerate();
-        let any: Vec<String> =
-            clashes.map(|(n, clash)| format!("clash = {}", self.clash_values(n, clash))).collect();
-        format!("class_id = {} AND ({})", self.tracked.id, any.join(" OR "))
+        clashes.map(|(n, clash)| self.values_of(n, clash)).collect::<Vec<_>>().join(", ")
     }
 
     /// The new row's values in a unique index, as one text.
-    fn clash_values(&self, n: usize, clash: &Clash) -> String {
+    fn values_of(&self, n: usize, clash: &Clash) -> String {
         let values = clash.terms.iter().map(|term| format!("quote({})", self.term(term, "NEW")));
         format!("'{n}:'||{}", list(values.collect()))
     }
@@ -350,8 +368,10 @@ impl Writer<'_> {
         if parts.is_empty() { "1".to_owned() } else { parts.join(" AND ") }
     }
 
+    /// The local id as [`refs`](super::refs) asks for it.
     fn local_sql(&self, row: &str) -> String {
-        list(self.local().map(|column| literal_sql(column, row)).collect())
+        let quoted = |column: &Column| format!("quote({})", column_of(row, &column.name));
+        list(self.local().map(quoted).collect())
     }
 
     fn local(&self) -> impl Iterator<Item = &Column> {
@@ -364,7 +384,7 @@ fn column_of(row: &str, name: &str) -> String {
 }
 
 /// SQL for one value as a literal. What a column's affinity rules out is not asked for.
-pub(super) fn literal_sql(column: &Column, row: &str) -> String {
+fn literal_sql(column: &Column, row: &str) -> String {
     let value = column_of(row, &column.name);
     match affinity(&column.sql_type) {
         Affinity::Text => {
@@ -378,7 +398,7 @@ pub(super) fn literal_sql(column: &Column, row: &str) -> String {
 }
 
 /// SQL for any value as a literal.
-pub(super) fn any_literal_sql(value: &str) -> String {
+fn any_literal_sql(value: &str) -> String {
     format!(
         "CASE typeof({value}) WHEN 'integer' THEN {value} WHEN 'real' THEN printf('%!.19g',{value}) \
          WHEN 'text' THEN {} ELSE quote({value}) END",
@@ -395,7 +415,7 @@ fn text(value: &str) -> String {
 
 /// Joins SQL texts with commas between their values. SQLite bounds how deep an expression may nest,
 /// so the chain is a balanced tree.
-pub(super) fn list(parts: Vec<String>) -> String {
+fn list(parts: Vec<String>) -> String {
     fn join(parts: &[String]) -> String {
         match parts {
             [] => "''".to_owned(),
@@ -407,9 +427,5 @@ pub(super) fn list(parts: Vec<String>) -> String {
             }
         }
     }
-    match parts.as_slice() {
-        // A text also where the value alone would be a number.
-        [one] => format!("{one}||''"),
-        many => join(many),
-    }
+    join(&parts)
 }

@@ -174,6 +174,7 @@ async fn listen(events: impl futures_util::Stream<Item = Event>, health: Arc<Mut
         match event {
             Event::ConnectionBlocked(reason) => health.blocked = Some(reason),
             Event::ConnectionUnblocked => health.blocked = None,
+            Event::Error(error) if error.is_amqp_soft_error() => {} // a channel's, told to its user
             Event::Error(error) => {
                 health.lost.get_or_insert(error.to_string());
                 health.blocked = None;

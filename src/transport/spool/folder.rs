@@ -58,7 +58,8 @@ impl Folder {
     /// Removes the folder with all that is in it; that there is none is fine. It goes out of
     /// sight first, so that nobody sees it half empty.
     pub(super) fn remove(&self) -> io::Result<()> {
-        let aside = self.0.with_extension(format!("removed-{:08x}", rand::random::<u32>()));
+        let mut aside = self.0.clone().into_os_string();
+        aside.push(format!(".removed-{:08x}", rand::random::<u32>()));
         match fs::rename(&self.0, &aside) {
             Ok(()) => fs::remove_dir_all(&aside),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -4,7 +4,7 @@
 //! is in hand is remembered by name, not as "all up to here": a message whose writer was slow to
 //! rename it comes late, but comes.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,10 +103,9 @@ impl Reader {
             return Ok(());
         }
         if self.ahead.is_empty() {
-            let in_hand = &self.in_hand;
-            let held = |name: &str| in_hand.iter().any(|(_, in_hand)| in_hand == name);
-            self.ahead =
-                self.folder.first(AHEAD_MAX, held).map_err(|error| self.gone(error))?.into();
+            let in_hand: HashSet<&str> = self.in_hand.iter().map(|(_, name)| &**name).collect();
+            let found = self.folder.first(AHEAD_MAX, |name| in_hand.contains(name));
+            self.ahead = found.map_err(|error| self.gone(error))?.into();
         }
         while let Some(name) = self.ahead.pop_front() {
             if let Some(body) = self.read(&name)? {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use branchline::catalog::{Catalog, Class, Column, Reference, Table, Tracked};
 use branchline::record::Value;
 use branchline::store::sqlite::refs::{self, Captured};
-use branchline::store::sqlite::{catalog, image, triggers};
+use branchline::store::sqlite::{catalog, changes, image, triggers};
 use branchline::store::{Limits, Session, Store};
 use diesel::connection::SimpleConnection as _;
 use diesel::{Connection as _, SqliteConnection};
@@ -82,17 +82,16 @@ impl Bench {
 
     /// The keys that the captured rows refer to, a line an image; changes stay.
     pub(super) async fn references(&self) -> Vec<String> {
-        let mut session = self.store.read().await.unwrap();
-        let sql = "SELECT class_id, seq, old_image, new_image FROM sync_change ORDER BY seq";
-        let rows = session.query(sql, vec![]).await.unwrap();
+        let mut session = self.store.begin().await.unwrap();
+        let rows = changes::read(&mut session, 100_000).await.unwrap();
         let mut read = Vec::new();
         for row in &rows {
-            let tracked = &self.catalog.tracked[&(row.int(0).unwrap() as i32)];
-            for (n, before) in [(2, true), (3, false)] {
+            let tracked = &self.catalog.tracked[&(row.int(1).unwrap() as i32)];
+            for (n, before) in [(5, true), (6, false)] {
                 let Some(image) = row.opt_text(n).unwrap() else { continue };
                 let values = self.decoded(image, &tracked.class.name);
                 let values: Vec<Option<Value>> = values.into_iter().map(Some).collect();
-                read.push((tracked, row.int(1).unwrap(), before, values));
+                read.push((tracked, row.int(0).unwrap(), before, values));
             }
         }
         let images: Vec<Captured<'_>> = read
@@ -105,6 +104,7 @@ impl Bench {
             })
             .collect();
         let keys = refs::resolve(&mut session, &self.catalog, &images).await.unwrap();
+        session.commit().await.unwrap();
         images
             .iter()
             .zip(keys)
@@ -128,16 +128,15 @@ impl Bench {
     /// What was captured since the last call, a line a change: `+t(…)`, `-t(…)`, `t(…)>(…)`.
     pub(super) async fn caught(&self) -> Vec<String> {
         let mut session = self.store.begin().await.unwrap();
-        let sql = "SELECT class_id, op, old_image, new_image FROM sync_change ORDER BY seq";
-        let rows = session.query(sql, vec![]).await.unwrap();
+        let rows = changes::read(&mut session, 100_000).await.unwrap();
         session.execute("DELETE FROM sync_change", vec![]).await.unwrap();
         session.commit().await.unwrap();
         let image = |row: &branchline::store::Row, n| row.opt_text(n).unwrap().map(str::to_owned);
         rows.iter()
             .map(|row| {
-                let class = &self.catalog.tracked[&(row.int(0).unwrap() as i32)].class;
+                let class = &self.catalog.tracked[&(row.int(1).unwrap() as i32)].class;
                 let name = &class.name;
-                match (row.int(1).unwrap(), image(row, 2), image(row, 3)) {
+                match (row.int(2).unwrap(), image(row, 5), image(row, 6)) {
                     (1, None, Some(new)) => format!("+{name}({new})"),
                     (2, Some(old), Some(new)) => format!("{name}({old})>({new})"),
                     (3, Some(old), None) => format!("-{name}({old})"),

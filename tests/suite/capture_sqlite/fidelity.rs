@@ -2,7 +2,7 @@
 
 use branchline::catalog::Column;
 use branchline::record::Value;
-use branchline::store::sqlite::{image, triggers};
+use branchline::store::sqlite::{changes, image, triggers};
 use branchline::store::{Cell, Datum, Session};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -91,19 +91,18 @@ async fn any_value_is_captured_as_it_is_stored_and_written_back_the_same() {
         insert(&mut session, "v", rows).await;
         let expected = stored(&mut session, "v").await;
 
-        let sql = "SELECT new_image FROM sync_change ORDER BY seq";
-        let images = session.query(sql, vec![]).await.unwrap();
+        let images = changes::read(&mut session, 10_000).await.unwrap();
         let read =
             |columns: &[Option<&Column>], image: &str| image::decode(image, columns).unwrap();
         let captured: Vec<Vec<Cell>> = images
             .iter()
-            .map(|row| read(&plain, row.text(0).unwrap()).into_iter().map(cell).collect())
+            .map(|row| read(&plain, row.text(6).unwrap()).into_iter().map(cell).collect())
             .collect();
         assert_eq!(bits(&captured), bits(&expected));
 
         // As it travels, and written to a table of the same types.
         let travelling: Vec<Vec<Value>> =
-            images.iter().map(|row| read(&columns, row.text(0).unwrap())).collect();
+            images.iter().map(|row| read(&columns, row.text(6).unwrap())).collect();
         let binds = travelling.iter().map(|values| {
             values.iter().zip(&class.columns).map(|(v, c)| image::datum(v, c)).collect()
         });

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use branchline::store::sqlite::triggers;
+use branchline::store::sqlite::{changes, triggers};
 
 use super::bench::Bench;
 
@@ -34,6 +34,9 @@ async fn every_row_of_a_clinic_is_captured_with_what_it_refers_to() {
         assert_eq!(bench.catalog.tracked.len(), tables, "{data}");
         bench.shell(&script);
 
+        let mut session = bench.store.begin().await.unwrap();
+        let changes = changes::read(&mut session, 10_000).await.unwrap();
+        session.commit().await.unwrap();
         let mut found = 0;
         let mut referring = 0;
         for tracked in bench.catalog.tracked.values() {
@@ -57,15 +60,13 @@ async fn every_row_of_a_clinic_is_captured_with_what_it_refers_to() {
             for row in session.query(&sql, vec![]).await.unwrap() {
                 lying.push(row.text(0).unwrap().to_owned());
             }
-            let sql =
-                "SELECT old_image, new_image FROM sync_change WHERE class_id = $1 ORDER BY seq";
             let mut caught: Vec<String> = Vec::new();
-            for row in session.query(sql, vec![tracked.id.into()]).await.unwrap() {
-                if let Some(old) = row.opt_text(0).unwrap() {
+            for row in changes.iter().filter(|row| row.int(1).unwrap() == i64::from(tracked.id)) {
+                if let Some(old) = row.opt_text(5).unwrap() {
                     let place = caught.iter().position(|image| image == old).unwrap();
                     caught.remove(place);
                 }
-                caught.push(row.text(1).unwrap().to_owned());
+                caught.push(row.text(6).unwrap().to_owned());
             }
             // Versions of SQLite print a float with more digits or fewer.
             let values = |images: &[String]| {

@@ -2,7 +2,9 @@
 //! into [`Table`]s, [`decide`] makes [`Class`]es of them or says why not, and a store writes the
 //! triggers.
 //!
-//! This file holds the model.
+//! This file holds the model; the rules stand in [`mod@decide`].
+
+pub mod decide;
 
 use std::collections::HashMap;
 use std::sync::Arc;

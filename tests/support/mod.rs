@@ -1,0 +1,4 @@
+//! What the suites share.
+
+pub(crate) mod proxy;
+pub(crate) mod services;
