@@ -13,10 +13,11 @@
 //!
 //! **REPLACE** removes rows without a delete trigger, unless `recursive_triggers` is on. So a BEFORE
 //! trigger notes the rows that agree with the new one in a unique index (op 5), with the values on
-//! which they clash. If the new row comes to stand, the noted ones are gone, and the AFTER trigger
+//! which they clash. If the new row comes to stand, the noted ones are gone, and an AFTER trigger
 //! makes deletes of the notes. A noted row that is deleted or updated otherwise (an upsert,
-//! `recursive_triggers`, a host trigger that makes room) has its note made void by its own trigger.
-//! Notes of inserts that were ignored come to nothing, and go when changes are sealed.
+//! `recursive_triggers`, a host trigger that makes room) has its note made void in the same way.
+//! Notes of inserts that were ignored come to nothing, and go when changes are sealed. These are
+//! triggers of their own, so that a write which meets no notes costs a look at an empty index.
 
 use std::fmt::Write as _;
 
@@ -28,11 +29,23 @@ use crate::store::session::{Session, quote};
 /// How many changes back notes are kept, so that a long run of ignored inserts does not pile them up.
 const NOTES_BACK: u32 = 10_000;
 
+/// What is written is the host's, not the applier's.
+const CAPTURING: &str = "NOT EXISTS (SELECT 1 FROM sync_applying)";
+
 /// Values in a row of `sync_image`.
 pub(super) const PIECE: usize = 32;
 
 /// Names of our triggers on a class, without what they all begin with.
-const NAMES: [&str; 5] = ["note_insert", "note_update", "insert", "update", "delete"];
+const NAMES: [&str; 8] = [
+    "note_insert",
+    "note_update",
+    "settle_insert",
+    "settle_update",
+    "settle_delete",
+    "insert",
+    "update",
+    "delete",
+];
 
 /// The statements that create the triggers of a class, one a trigger. `sqlite_schema` keeps their
 /// text as it is.
@@ -46,6 +59,7 @@ pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
     if !tracked.class.clashes.is_empty() {
         triggers.push(writer.note_insert());
         triggers.push(writer.note_update());
+        triggers.extend(writer.settle());
     }
     triggers.push(writer.insert());
     triggers.push(writer.update());
@@ -120,8 +134,7 @@ struct Writer<'a> {
 impl Writer<'_> {
     fn trigger(&self, name: &str, event: &str, when: &str, body: &[String]) -> String {
         let mut sql = format!(
-            "CREATE TRIGGER {} {event} ON {} WHEN NOT EXISTS (SELECT 1 FROM sync_applying){when} \
-             BEGIN\n",
+            "CREATE TRIGGER {} {event} ON {} WHEN {when} BEGIN\n",
             quote(&trigger_name(self.tracked, name)),
             quote(&self.class.table),
         );
@@ -150,7 +163,29 @@ impl Writer<'_> {
                 format!("{} AND {} AND NOT ({same})", self.changed(clash), self.agree(clash, "NEW"))
             })
             .collect();
-        self.note("note_update", "BEFORE UPDATE", &agree)
+        self.note("note_update", &format!("BEFORE UPDATE{}", self.of_unique()), &agree)
+    }
+
+    /// `OF` the columns in unique indexes, so that other updates are spared the trigger; nothing
+    /// where an index looks at more than columns. The rowid is also set by its other names.
+    fn of_unique(&self) -> String {
+        let stored = |name: &str| {
+            let column = self.class.position(name).and_then(|n| self.class.columns.get(n));
+            column.is_none_or(|column| !column.generated)
+        };
+        let mut columns = vec!["rowid".to_owned(), "oid".to_owned(), "_rowid_".to_owned()];
+        for clash in &self.class.clashes {
+            if clash.condition.is_some() {
+                return String::new();
+            }
+            for term in &clash.terms {
+                if term.expression || !stored(&term.sql) {
+                    return String::new();
+                }
+                columns.push(quote(&term.sql));
+            }
+        }
+        format!(" OF {}", columns.join(", "))
     }
 
     /// `agree`: for each unique index, when the row `o` stands in the way. Most often none does.
@@ -189,14 +224,13 @@ impl Writer<'_> {
             );
             body.extend(self.image("o", 0, &format!("FROM {table} WHERE {mine}")));
         }
-        self.trigger(name, event, &format!(" AND ({})", any.join(" OR ")), &body)
+        self.trigger(name, event, &format!("{CAPTURING} AND ({})", any.join(" OR ")), &body)
     }
 
     fn insert(&self) -> String {
-        let mut body: Vec<String> = self.confirm().into_iter().collect();
-        body.push(self.change("1", &self.id_again("NEW"), ""));
+        let mut body = vec![self.change("1", &self.id_again("NEW"), "")];
         body.extend(self.image("NEW", 1, ""));
-        self.trigger("insert", "AFTER INSERT", "", &body)
+        self.trigger("insert", "AFTER INSERT", CAPTURING, &body)
     }
 
     /// An update of the local primary key is a delete and an insert, for a set any update is.
@@ -211,22 +245,19 @@ impl Writer<'_> {
         } else {
             "NULL".to_owned()
         };
-        // An upsert has noted the very row that it updates.
-        let mut body: Vec<String> = self.forget_row("OLD").into_iter().collect();
-        body.extend(self.confirm());
-        body.push(self.change(&format!("CASE WHEN {same} THEN 2 ELSE 3 END"), &left, ""));
+        let op = format!("CASE WHEN {same} THEN 2 ELSE 3 END");
+        let mut body = vec![self.change(&op, &left, "")];
         body.extend(self.image("OLD", 0, ""));
         body.push(self.change("1", &self.id_again("NEW"), &format!(" WHERE NOT ({same})")));
         body.extend(self.image("NEW", 1, ""));
-        self.trigger("update", "AFTER UPDATE", "", &body)
+        self.trigger("update", "AFTER UPDATE", CAPTURING, &body)
     }
 
     fn delete(&self) -> String {
         let local = if self.referred { self.local_sql("OLD") } else { "NULL".to_owned() };
-        let mut body: Vec<String> = self.forget_row("OLD").into_iter().collect();
-        body.push(self.change("3", &local, ""));
+        let mut body = vec![self.change("3", &local, "")];
         body.extend(self.image("OLD", 0, ""));
-        self.trigger("delete", "AFTER DELETE", "", &body)
+        self.trigger("delete", "AFTER DELETE", CAPTURING, &body)
     }
 
     fn change(&self, op: &str, local_id: &str, condition: &str) -> String {
@@ -269,16 +300,27 @@ impl Writer<'_> {
         )
     }
 
-    /// Makes deletes of the rows that the new row has replaced.
-    fn confirm(&self) -> Option<String> {
-        (!self.class.clashes.is_empty()).then(|| {
-            format!(
-                "UPDATE sync_change SET op = 3, clash = NULL \
-                 WHERE op = 5 AND class_id = {} AND clash IN ({})",
-                self.tracked.id,
-                self.clash_values()
-            )
-        })
+    /// What becomes of notes, where there are any.
+    fn settle(&self) -> [String; 3] {
+        // Makes deletes of the rows that the new row has replaced.
+        let confirm = format!(
+            "UPDATE sync_change SET op = 3, clash = NULL \
+             WHERE op = 5 AND class_id = {} AND clash IN ({})",
+            self.tracked.id,
+            self.clash_values()
+        );
+        let forget = self.forget(&format!("local_id = {}", self.local_sql("OLD")));
+        // An upsert has noted the very row that it updates: forget that first.
+        let update = [forget.clone(), confirm.clone()];
+        let when = format!(
+            "EXISTS (SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {})",
+            self.tracked.id
+        );
+        [
+            self.trigger("settle_insert", "AFTER INSERT", &when, &[confirm]),
+            self.trigger("settle_update", "AFTER UPDATE", &when, &update),
+            self.trigger("settle_delete", "AFTER DELETE", &when, &[forget]),
+        ]
     }
 
     fn forget(&self, notes: &str) -> String {
@@ -286,11 +328,6 @@ impl Writer<'_> {
             "UPDATE sync_change SET clash = NULL WHERE op = 5 AND class_id = {} AND {notes}",
             self.tracked.id
         )
-    }
-
-    fn forget_row(&self, row: &str) -> Option<String> {
-        (!self.class.clashes.is_empty())
-            .then(|| self.forget(&format!("local_id = {}", self.local_sql(row))))
     }
 
     /// The new row's values in each unique index.
