@@ -203,26 +203,26 @@ impl Writer<'_> {
             self.forget(&format!("clash IN ({})", self.clash_values())),
         ];
         for (n, (clash, agree)) in self.class.clashes.iter().zip(agree).enumerate() {
-            let values = self.values_of(n, clash);
             let local = self.local_sql("o");
             // A row that clashes in several ways is noted once.
-            let noted = format!(
-                "SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {} AND local_id = {local} \
-                 AND clash IN ({})",
-                self.tracked.id,
-                self.clash_values()
-            );
+            let again = match n {
+                0 => String::new(),
+                _ => format!(
+                    " AND NOT EXISTS (SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {} \
+                     AND local_id = {local} AND clash IN ({}))",
+                    self.tracked.id,
+                    self.clash_values()
+                ),
+            };
             body.push(format!(
                 "INSERT INTO sync_change (class_id, op, shape, local_id, clash) \
-                 SELECT {}, 5, {}, {local}, {values} FROM {table} WHERE {agree} \
-                 AND NOT EXISTS ({noted})",
-                self.tracked.id, self.tracked.shape,
+                 SELECT {}, 5, {}, {local}, {} FROM {table} WHERE {agree}{again}",
+                self.tracked.id,
+                self.tracked.shape,
+                self.values_of(n, clash),
             ));
-            let mine = format!(
-                "{agree} AND EXISTS (SELECT 1 FROM sync_change \
-                 WHERE seq = last_insert_rowid() AND op = 5 AND clash = {values})"
-            );
-            body.extend(self.image("o", 0, &format!("FROM {table} WHERE {mine}")));
+            // `changes()` says whether the statement before wrote.
+            body.extend(self.image("o", 0, &format!(" FROM {table} WHERE changes() AND {agree}")));
         }
         self.trigger(name, event, &format!("{CAPTURING} AND ({})", any.join(" OR ")), &body)
     }
@@ -278,10 +278,10 @@ impl Writer<'_> {
                 let values: Vec<String> =
                     columns.iter().map(|column| column_of(row, &column.name)).collect();
                 format!(
-                    "INSERT INTO sync_image (seq, part, {}) SELECT last_insert_rowid(), {}, {} {from}",
-                    places.join(", "),
+                    "INSERT INTO sync_image (seq,part,{}) SELECT last_insert_rowid(),{},{}{from}",
+                    places.join(","),
                     2 * piece + after,
-                    values.join(", ")
+                    values.join(",")
                 )
             })
             .collect()

@@ -160,3 +160,40 @@ async fn nested_writes_of_host_triggers_are_captured_once_each() {
         );
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wide_rows_that_clash_in_several_ways_are_noted_whole_and_once() {
+    let columns: Vec<String> = (0..70).map(|n| format!("c{n} INTEGER")).collect();
+    let mut bench = Bench::new(&format!(
+        "CREATE TABLE wide ({}, PRIMARY KEY (c0), UNIQUE (c33), UNIQUE (c69))",
+        columns.join(", ")
+    ))
+    .await;
+    let row = |id: i64, x: i64, y: i64| {
+        let mut values: Vec<String> = (0..70).map(|n| (id * 100 + n).to_string()).collect();
+        (values[0], values[33], values[69]) = (id.to_string(), x.to_string(), y.to_string());
+        values.join(",")
+    };
+    let (first, second, third) = (row(1, 11, 21), row(2, 12, 22), row(3, 13, 23));
+    bench.run(&format!("INSERT INTO wide VALUES ({first}), ({second}), ({third})"));
+    bench.caught().await;
+    // With one row by two indexes, and with another by the third.
+    let new = row(1, 12, 21);
+    bench.run(&format!("REPLACE INTO wide VALUES ({new})"));
+    let mut caught = bench.caught().await;
+    caught[..2].sort();
+    let expected = [format!("-wide({first})"), format!("-wide({second})"), format!("+wide({new})")];
+    assert_eq!(caught, expected);
+    bench.run("UPDATE OR REPLACE wide SET c0 = 3, c69 = 23 WHERE c0 = 1");
+    let caught = bench.caught().await;
+    let expected = [
+        format!("-wide({third})"),
+        format!("-wide({new})"),
+        format!("+wide({})", {
+            let mut values: Vec<&str> = new.split(',').collect();
+            (values[0], values[69]) = ("3", "23");
+            values.join(",")
+        }),
+    ];
+    assert_eq!(caught, expected);
+}
