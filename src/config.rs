@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalog::decide::{NewReference, Request};
 use crate::error::{Error, Result};
 use crate::store::{Limits, without_password};
 use crate::transport::{QueueType, Settings};
@@ -188,20 +189,7 @@ pub struct ClassSettings {
     pub groups: Vec<Vec<String>>,
 }
 
-/// How concurrent edits of a class merge.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Policy {
-    /// Column by column.
-    #[default]
-    Columns,
-    /// The whole row wins or loses.
-    Row,
-    /// The last delete or re-insert decides whether the row is there.
-    DeleteWins,
-    /// Nothing concurrent goes in until an operator decides.
-    Hold,
-}
+pub use crate::merge::Policy;
 
 impl Default for Config {
     fn default() -> Self {
@@ -369,6 +357,25 @@ impl Config {
             tls_key_file: self.tls_key_file.clone(),
             spool_poll: self.spool_poll_every,
             ..Settings::default()
+        }
+    }
+
+    /// What the configuration says of classes, for `track`.
+    #[must_use]
+    pub fn track_request(&self) -> Request {
+        let references = self.references.iter().map(|one| NewReference {
+            table: one.table.clone(),
+            column: one.column.clone(),
+            target: one.target.clone(),
+            when: one.when.clone(),
+        });
+        let sources =
+            self.classes.iter().filter_map(|class| Some((class.name.clone(), class.id.clone()?)));
+        Request {
+            references: references.collect(),
+            plain: self.plain.iter().map(|one| (one.table.clone(), one.column.clone())).collect(),
+            id_sources: sources.collect(),
+            ..Request::default()
         }
     }
 

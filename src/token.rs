@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteArray;
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -48,7 +49,7 @@ pub struct Token {
 }
 
 #[derive(Serialize, Deserialize)]
-struct Wire(u8, Uuid, Uuid, String, [u8; 32], String, Uuid, [u8; 32], String, i64, bool);
+struct Wire(u8, Uuid, Uuid, String, ByteArray<32>, String, Uuid, ByteArray<32>, String, i64, bool);
 
 impl Token {
     /// The line of text.
@@ -61,10 +62,10 @@ impl Token {
             self.tree_id,
             self.parent.0,
             self.parent_nickname.clone(),
-            self.parent_key.to_bytes(),
+            ByteArray::new(self.parent_key.to_bytes()),
             self.broker_url.clone(),
             self.invite,
-            self.secret.to_bytes(),
+            ByteArray::new(self.secret.to_bytes()),
             self.nickname.clone(),
             self.expires_at,
             self.load,

@@ -1,7 +1,5 @@
-//! Tests against real services.
+//! Everything that is tested from outside, in one binary.
 #![allow(missing_docs, clippy::unwrap_used)]
-// clippy.toml allows it in test functions; what they share are no test functions.
-#![allow(clippy::unwrap_used)]
 
 mod suite;
 mod support;

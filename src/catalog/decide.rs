@@ -5,7 +5,6 @@
 //! the other side without anybody noticing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -197,13 +196,18 @@ impl Decider<'_> {
             let more: BTreeSet<String> = selected
                 .iter()
                 .flat_map(|name| self.targets(name))
-                .filter(|target| !selected.contains(target) && self.tables.contains_key(target.as_str()))
+                .filter(|target| {
+                    !selected.contains(target) && self.tables.contains_key(target.as_str())
+                })
                 .collect();
             if more.is_empty() {
                 return selected;
             }
             for name in &more {
-                self.warn(name, "it is kept back by the default rules, and tracked because others refer to it");
+                self.warn(
+                    name,
+                    "it is kept back by the default rules, and tracked because others refer to it",
+                );
             }
             selected.extend(more);
         }
@@ -255,11 +259,10 @@ impl Decider<'_> {
 
     /// A lone integer primary key that no `--key` makes natural.
     fn is_surrogate_like(&self, table: &Table, column: &str) -> bool {
-        let natural = self.request.keys.get(&table.name).is_some_and(|key| key == &[column.to_owned()]);
-        let integer = table
-            .columns
-            .iter()
-            .any(|other| other.name == column && other.kind == TypeKind::Int);
+        let natural =
+            self.request.keys.get(&table.name).is_some_and(|key| key == &[column.to_owned()]);
+        let integer =
+            table.columns.iter().any(|other| other.name == column && other.kind == TypeKind::Int);
         integer && !natural
     }
 
@@ -345,7 +348,8 @@ impl Decider<'_> {
     /// What identifies a row.
     fn key(&mut self, table: &Table, references: &[Vec<Reference>]) -> Option<Key> {
         if let Some(columns) = self.request.keys.get(&table.name) {
-            let found: Option<Vec<usize>> = columns.iter().map(|name| position(table, name)).collect();
+            let found: Option<Vec<usize>> =
+                columns.iter().map(|name| position(table, name)).collect();
             let Some(found) = found.filter(|found| !found.is_empty()) else {
                 self.refuse(
                     &table.name,
@@ -354,7 +358,10 @@ impl Decider<'_> {
                 return None;
             };
             if found.iter().any(|n| !table.columns[*n].not_null && !in_primary_key(table, *n)) {
-                self.warn(&table.name, "a column of the given key may be NULL: such a row cannot be sealed");
+                self.warn(
+                    &table.name,
+                    "a column of the given key may be NULL: such a row cannot be sealed",
+                );
             }
             return Some(Key::Natural(found));
         }
@@ -380,7 +387,10 @@ impl Decider<'_> {
             [] => match uuid {
                 Some(uuid) => Some(Key::Uuid(uuid)),
                 None if self.is_set(table, references) => {
-                    self.warn(&table.name, "it has no key: all its columns are one, and equal rows count as one");
+                    self.warn(
+                        &table.name,
+                        "it has no key: all its columns are one, and equal rows count as one",
+                    );
                     Some(Key::Set)
                 }
                 None if self.request.add_uuid => Some(Key::NewUuid),
@@ -396,7 +406,8 @@ impl Decider<'_> {
     fn is_set(&self, table: &Table, references: &[Vec<Reference>]) -> bool {
         !table.columns.is_empty()
             && table.columns.iter().zip(references).all(|(column, references)| {
-                !column.generated && column.not_null
+                !column.generated
+                    && column.not_null
                     && (!references.is_empty() || column.kind != TypeKind::Float)
             })
     }
@@ -412,7 +423,10 @@ impl Decider<'_> {
             || format!("--key {name}=COLUMN[,…] if some columns identify a row on every server"),
             |columns| format!("--key {name}={}", columns.join(",")),
         );
-        self.refuse(name, format!("{why}: name its key with {hint}, or add a uuid column with --add-uuid"));
+        self.refuse(
+            name,
+            format!("{why}: name its key with {hint}, or add a uuid column with --add-uuid"),
+        );
     }
 
     /// Integer columns that look like references and are not known as such.
@@ -434,7 +448,10 @@ impl Decider<'_> {
             }
             let Some(guess) = self.looks_like_reference(table, column) else { continue };
             if self.request.assume_plain {
-                self.warn(&table.name, format!("column `{}` is taken as a plain number", column.name));
+                self.warn(
+                    &table.name,
+                    format!("column `{}` is taken as a plain number", column.name),
+                );
             } else {
                 lines.push((column.name.clone(), guess));
             }
@@ -490,7 +507,12 @@ impl Decider<'_> {
     }
 
     /// The class itself, with what has to be done to its table.
-    fn class(&mut self, table: &Table, references: Vec<Vec<Reference>>, key: &Key) -> Option<Class> {
+    fn class(
+        &mut self,
+        table: &Table,
+        references: Vec<Vec<Reference>>,
+        key: &Key,
+    ) -> Option<Class> {
         let mut columns: Vec<Column> = table
             .columns
             .iter()
@@ -528,7 +550,9 @@ impl Decider<'_> {
             Key::Set => (0..columns.len()).filter(|n| !columns[*n].generated).collect(),
         };
         let surrogate = match primary.as_slice() {
-            [one] if !key_columns.contains(one) && columns[*one].references.is_empty() => Some(*one),
+            [one] if !key_columns.contains(one) && columns[*one].references.is_empty() => {
+                Some(*one)
+            }
             _ => None,
         };
         let id_source = self.request.id_sources.get(&name).cloned();
@@ -548,7 +572,9 @@ impl Decider<'_> {
         let unique = table
             .unique
             .iter()
-            .filter_map(|list| list.iter().map(|name| position(table, name)).collect::<Option<Vec<_>>>())
+            .filter_map(|list| {
+                list.iter().map(|name| position(table, name)).collect::<Option<Vec<_>>>()
+            })
             .filter(|list| *list != key_columns)
             .collect();
         Some(Class {
@@ -639,4 +665,3 @@ fn lone_uuid(table: &Table) -> Option<usize> {
 fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
-

@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use uuid::Uuid;
 
+use crate::state::State;
+
 /// Keeps a tree of databases in step: every committed transaction of one server reaches all the
 /// others.
 #[derive(Debug, Parser)]
@@ -225,7 +227,7 @@ pub(crate) enum Servers {
 #[derive(Debug, Args, Clone)]
 pub(crate) struct Select {
     /// Only those in this state
-    #[arg(long, value_name = "STATE", ignore_case = true, value_parser = clap::builder::PossibleValuesParser::new(crate::store::books::state::ALL), hide_possible_values = true)]
+    #[arg(long, value_name = "STATE", ignore_case = true, value_parser = clap::builder::PossibleValuesParser::new(State::ALL.map(State::as_str)), hide_possible_values = true)]
     pub(crate) state: Option<String>,
     /// Only those to (of imports: from) this neighbour
     #[arg(long, value_name = "NICKNAME")]

@@ -69,7 +69,7 @@ pub(crate) async fn join(context: &Context, arguments: Join) -> Result<End> {
         joining::join(session, &token, arguments.moving, clock::now(), &context.actor).await
     })
     .await?;
-    super::exchange::request(context, &token, &joining).await?;
+    super::exchange::request(&context.config, &token, &joining).await?;
     let parent = &joining.parent;
     if joining.renewed {
         context.out.say(format!(

@@ -6,10 +6,12 @@ use super::grammar::{Cli, Command, LogFormat};
 
 /// Starts the log. `filter` (`BRANCHLINE_LOG`) wins over `-v`.
 pub(crate) fn start(cli: &Cli, filter: Option<&str>) {
+    // lapin reports as errors what is asked for and expected: a queue that is not there yet. What
+    // matters of its errors comes back to us.
     let usual = match (cli.global.verbose, &cli.command) {
-        (0, Command::Worker(_)) => "warn,branchline=info",
-        (0, _) => "error,branchline=warn",
-        (1, _) => "warn,branchline=debug",
+        (0, Command::Worker(_)) => "warn,lapin=off,branchline=info",
+        (0, _) => "error,lapin=off,branchline=warn",
+        (1, _) => "warn,lapin=off,branchline=debug",
         _ => "info,branchline=trace",
     };
     let parsed = filter.map(EnvFilter::try_new);

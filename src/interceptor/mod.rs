@@ -5,7 +5,11 @@ use std::sync::Arc;
 pub struct Wake(Arc<tokio::sync::Notify>);
 impl Wake {
     /// Rings.
-    pub fn ring(&self) { self.0.notify_one(); }
+    pub fn ring(&self) {
+        self.0.notify_one();
+    }
     /// Waits for a ring.
-    pub async fn notified(&self) { self.0.notified().await; }
+    pub async fn notified(&self) {
+        self.0.notified().await;
+    }
 }

@@ -1,247 +1,259 @@
-//! The state of a row and its join.
-//!
-//! For each column the stamp of its winning write, what the row has seen, and what a delete knew
-//! of: three things that only grow, so joining them is associative, commutative and idempotent. A
-//! value goes with its column's stamp; which value stands in the table is decided by the higher
-//! stamp alone.
+//! The state of a row: what it remembers, how a local change moves it on, and what the table is
+//! to show.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::config::Policy;
 use super::{Seen, Stamp};
 use crate::id::Actor;
-use crate::record::{Item, Op, Value};
+use crate::record::{Op, Value};
 
 /// The state of one row under tracking.
+///
+/// `base` and `columns` are together one function from **every** column name to a stamp, also
+/// from names that this server's table does not have; [`RowState::join`] takes the higher stamp
+/// at each name. No entry of `columns` equals `base`, so equal functions are equal values.
+///
+/// Every stamp of `base` and `columns` is in `seen`, and `erased` is a part of `seen`.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct RowState {
-    /// The stamp of every column that `columns` does not name; `None` is "before tracking".
+    /// The stamp of every column that `columns` does not name: that of the latest insert; `None`
+    /// is "before tracking".
     pub base: Option<Stamp>,
-    /// The stamp of a column's winning write, where it is higher than `base`.
+    /// The stamp of a column's winning write, where it differs from `base`.
     pub columns: BTreeMap<Arc<str>, Stamp>,
     /// For each actor the latest stamp that touched the row; a delete is a touch.
     pub seen: Seen,
-    /// Empty, or what of `seen` a delete knew of, its own stamp included.
+    /// Empty, or what of `seen` the deletes knew of, their own stamps included.
     pub erased: Seen,
-    /// The row's image while it is not in the table.
+    /// The row's image while it is not in the table. It is where values are kept, not part of
+    /// what is joined: the caller puts the columns that won into the table or in here.
     pub shadow: Option<BTreeMap<Arc<str>, Value>>,
 }
 
-/// What an item changed of a row's state.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Joined {
-    /// The columns whose value is the item's now.
-    pub won: Won,
-    /// Edits that neither side knew of when it made its own.
-    pub conflicts: Vec<Conflict>,
-}
-
-/// The columns that an item won.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Won {
-    /// All that it names.
-    All,
-    /// None: it was known already, it lost, or it is a delete.
-    None,
-    /// These.
-    Some(Vec<Arc<str>>),
-}
-
-impl Won {
-    /// Whether the value of `column` is the item's now.
-    #[must_use]
-    pub fn has(&self, column: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::None => false,
-            Self::Some(columns) => columns.iter().any(|won| &**won == column),
-        }
-    }
-}
-
-/// Two edits of which neither knew of the other.
-#[derive(Clone, PartialEq, Debug)]
-pub struct Conflict {
-    /// The column in which they met; `None` where an edit met a delete.
-    pub column: Option<Arc<str>>,
-    /// The stamp that stood here.
-    pub ours: Stamp,
-    /// Whether the item won.
-    pub theirs_won: bool,
+/// Whether the table has the row.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Presence {
+    /// It does.
+    Present,
+    /// It was deleted, but a row that is there refers to it: it is there from its shadow, and goes
+    /// again with its last referrer.
+    Revived,
+    /// It does not.
+    Absent,
 }
 
 impl RowState {
-    /// The stamp of a column's winning write.
+    /// The stamp of a column's winning write; `None` is "before tracking", older than all.
     #[must_use]
     pub fn stamp_of(&self, column: &str) -> Option<Stamp> {
         self.columns.get(column).copied().or(self.base)
     }
 
-    /// Whether the row is there by its own right: no delete knew of all that touched it.
+    /// Moves the state on by a local change, and yields `(seen, erased)` as its item carries them:
+    /// both without the change's own stamp, `seen` as it was before.
+    ///
+    /// An insert makes `stamp` the stamp of all columns, whatever `columns` says; an update of the
+    /// named ones. A row deleted and inserted again in one transaction is an [`Op::Update`] that
+    /// names all its columns: no base of its own, so that every server's state comes out the same.
+    /// [`Op::State`] is no local change and changes nothing.
+    ///
+    /// `stamp` must be later than all that the row has seen, as [`Clock::tick`](super::Clock::tick)
+    /// makes it.
+    pub fn touch_local(
+        &mut self,
+        op: Op,
+        columns: impl IntoIterator<Item = Arc<str>>,
+        stamp: Stamp,
+    ) -> (Seen, Seen) {
+        let seen = self.seen.clone();
+        let erased = if op == Op::Delete { seen.clone() } else { self.erased.clone() };
+        match op {
+            Op::Insert => self.raise_all(stamp),
+            Op::Update => {
+                for column in columns {
+                    self.raise(&column, stamp);
+                }
+            }
+            Op::Delete => {
+                self.erased.join(&seen);
+                self.erased.touch(stamp);
+            }
+            Op::State => return (seen, erased),
+        }
+        self.seen.touch(stamp);
+        (seen, erased)
+    }
+
+    /// The least state that knows what both know: commutative, associative, idempotent. The
+    /// shadow stays as it is.
+    pub fn join(&mut self, other: &Self) {
+        let base = self.base.max(other.base);
+        if self.columns.is_empty() && other.columns.is_empty() {
+            self.base = base;
+        } else {
+            let mut columns = BTreeMap::new();
+            for name in self.columns.keys().chain(other.columns.keys()) {
+                match self.stamp_of(name).max(other.stamp_of(name)) {
+                    Some(stamp) if base != Some(stamp) => columns.insert(Arc::clone(name), stamp),
+                    _ => None,
+                };
+            }
+            self.base = base;
+            self.columns = columns;
+        }
+        self.seen.join(&other.seen);
+        self.erased.join(&other.erased);
+    }
+
+    /// Raises one column to `stamp` at least.
+    pub(super) fn raise(&mut self, column: &Arc<str>, stamp: Stamp) {
+        if self.stamp_of(column) >= Some(stamp) {
+            return;
+        }
+        if self.base == Some(stamp) {
+            self.columns.remove(column);
+        } else {
+            self.columns.insert(Arc::clone(column), stamp);
+        }
+    }
+
+    /// Raises every column to `stamp` at least.
+    pub(super) fn raise_all(&mut self, stamp: Stamp) {
+        let base = self.base.max(Some(stamp));
+        self.base = base;
+        self.columns.retain(|_, own| {
+            *own = (*own).max(stamp);
+            base != Some(*own)
+        });
+    }
+
+    /// Whether the row lives by itself: it was never deleted, or something touched it that no
+    /// delete knew of. (Policy [`Columns`](Policy::Columns) and all others but `delete-wins`.)
     #[must_use]
     pub fn alive(&self) -> bool {
         self.erased.is_empty() || !self.erased.covers(&self.seen)
     }
 
-    /// Whether `item` builds on something that is not here: it is to be held until that comes.
+    /// Whether the row lives by itself under `policy`.
+    ///
+    /// Under [`DeleteWins`](Policy::DeleteWins) the later of the latest delete and the latest
+    /// insert decides, and no edit revives. Both are in the state: each delete's own stamp is later
+    /// than all that it erased, so the latest delete is the latest of `erased`; the latest insert
+    /// is `base`.
     #[must_use]
-    pub fn gap(&self, item: &Item) -> bool {
-        item.op != Op::State && !self.seen.covers(&item.seen)
-    }
-
-    /// Every actor that the state names.
-    pub fn actors(&self) -> impl Iterator<Item = Actor> + '_ {
-        let stamps = self.base.iter().chain(self.columns.values()).map(|stamp| stamp.actor);
-        stamps.chain(self.seen.0.keys().copied()).chain(self.erased.0.keys().copied())
-    }
-
-    /// Moves the state on by a change that was made here. Yields what the item has to carry: what
-    /// the row had seen before, its own stamp excluded.
-    pub fn touch_local(
-        &mut self,
-        op: Op,
-        columns: impl Iterator<Item = Arc<str>>,
-        stamp: Stamp,
-    ) -> Seen {
-        let before = self.seen.clone();
-        self.touch(op, columns, stamp);
-        before
-    }
-
-    fn touch(&mut self, op: Op, columns: impl Iterator<Item = Arc<str>>, stamp: Stamp) {
-        self.seen.touch(stamp);
-        match op {
-            Op::Insert => self.raise(stamp),
-            Op::Update | Op::State => {
-                for column in columns {
-                    self.raise_column(column, stamp);
-                }
-            }
-            Op::Delete => {
-                let known = self.seen.clone();
-                self.erased.join(&known);
-            }
+    pub fn alive_under(&self, policy: Policy) -> bool {
+        match policy {
+            Policy::DeleteWins => self.erased.is_empty() || self.base > self.erased.iter().max(),
+            Policy::Columns | Policy::Row | Policy::Hold => self.alive(),
         }
     }
 
-    /// All columns bear at least `stamp`.
-    fn raise(&mut self, stamp: Stamp) {
-        let base = self.base.map_or(stamp, |base| base.max(stamp));
-        self.base = Some(base);
-        self.columns.retain(|_, other| *other > base);
-    }
-
-    fn raise_column(&mut self, column: Arc<str>, stamp: Stamp) {
-        if self.stamp_of(&column).is_none_or(|other| other < stamp) {
-            self.columns.insert(column, stamp);
+    /// What the table is to show, given whether a row that is there refers to this one.
+    #[must_use]
+    pub fn presence(&self, policy: Policy, referred: bool) -> Presence {
+        match (self.alive_under(policy), referred) {
+            (true, _) => Presence::Present,
+            (false, true) => Presence::Revived,
+            (false, false) => Presence::Absent,
         }
     }
 
-    /// Joins a change that was made elsewhere, with `stamp`. The caller has looked for a
-    /// [`gap`](Self::gap) before.
-    pub fn join_item(&mut self, item: &Item, stamp: Stamp) -> Joined {
-        if item.op == Op::State {
-            return self.join_state(item);
-        }
-        if self.seen.has(stamp) {
-            return Joined { won: Won::None, conflicts: Vec::new() };
-        }
-        let concurrent = !item.seen.covers(&self.seen);
-        let mut conflicts = Vec::new();
-        let was_alive = self.alive();
-        let won = match item.op {
-            Op::Delete => {
-                if concurrent && was_alive {
-                    conflicts.extend(self.met(item, None, false));
-                }
-                self.seen.touch(stamp);
-                let mut known = item.seen.clone();
-                known.touch(stamp);
-                self.erased.join(&known);
-                Won::None
-            }
-            _ => {
-                if concurrent && !was_alive {
-                    conflicts.extend(self.met(item, None, true));
-                }
-                let won = self.won(item, stamp, concurrent && was_alive, &mut conflicts);
-                self.touch(item.op, item.values.iter().map(|(name, _)| Arc::clone(name)), stamp);
-                won
-            }
-        };
-        Joined { won, conflicts }
-    }
-
-    /// The columns in which `stamp` is higher than what stands here, and the conflicts in them.
-    fn won(&self, item: &Item, stamp: Stamp, concurrent: bool, conflicts: &mut Vec<Conflict>) -> Won {
-        let mut won = Vec::with_capacity(item.values.len());
-        for (name, _) in &item.values {
-            let ours = self.stamp_of(name);
-            let wins = ours.is_none_or(|ours| ours < stamp);
-            if wins {
-                won.push(Arc::clone(name));
-            }
-            if let Some(ours) = ours.filter(|ours| concurrent && !item.seen.has(*ours)) {
-                conflicts.push(Conflict { column: Some(Arc::clone(name)), ours, theirs_won: wins });
-            }
-        }
-        if won.len() == item.values.len() { Won::All } else { Won::Some(won) }
-    }
-
-    /// An edit that met a delete: the latest touch here that the item did not know of.
-    fn met(&self, item: &Item, column: Option<Arc<str>>, theirs_won: bool) -> Option<Conflict> {
-        let unseen = self.seen.0.iter().map(|(actor, time)| Stamp { time: *time, actor: *actor });
-        let ours = unseen.filter(|stamp| !item.seen.has(*stamp)).max()?;
-        Some(Conflict { column, ours, theirs_won })
-    }
-
-    /// Joins the whole state of a row, as a load or a repair sends it.
-    fn join_state(&mut self, item: &Item) -> Joined {
-        let other = Self {
-            base: item.base,
-            columns: item.stamps.iter().cloned().collect(),
-            seen: item.seen.clone(),
-            erased: item.erased.clone(),
-            shadow: None,
-        };
-        let won: Vec<Arc<str>> = item
-            .values
-            .iter()
-            .filter(|(name, _)| other.stamp_of(name) > self.stamp_of(name))
-            .map(|(name, _)| Arc::clone(name))
+    /// Every actor that the state names, each once.
+    #[must_use]
+    pub fn actors(&self) -> Vec<Actor> {
+        let stamps = self.base.iter().chain(self.columns.values()).copied();
+        let mut actors: Vec<Actor> = stamps
+            .chain(self.seen.iter())
+            .chain(self.erased.iter())
+            .map(|stamp| stamp.actor)
             .collect();
-        self.join(&other);
-        let won = if won.len() == item.values.len() { Won::All } else { Won::Some(won) };
-        Joined { won, conflicts: Vec::new() }
+        actors.sort_unstable();
+        actors.dedup();
+        actors
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::merge::model::{name, stamp};
+
+    #[test]
+    fn an_insert_stamps_all_columns_at_once() {
+        let mut state = RowState::default();
+        let (seen, erased) = state.touch_local(Op::Insert, [name("a"), name("b")], stamp(1, 1));
+        assert!(seen.is_empty() && erased.is_empty());
+        assert_eq!((state.base, state.columns.len()), (Some(stamp(1, 1)), 0));
+        assert_eq!(state.stamp_of("unheard of"), Some(stamp(1, 1)));
+        assert!(state.alive());
     }
 
-    /// The least state that is above both: what either side wrote last in a column, saw, or erased.
-    pub fn join(&mut self, other: &Self) {
-        let shadow = match (self.shadow.take(), &other.shadow) {
-            (None, None) => None,
-            (Some(ours), None) => Some(ours),
-            (None, Some(theirs)) => Some(theirs.clone()),
-            (Some(mut ours), Some(theirs)) => {
-                for (name, value) in theirs {
-                    let higher = other.stamp_of(name) > self.stamp_of(name);
-                    if higher || !ours.contains_key(name) {
-                        ours.insert(Arc::clone(name), value.clone());
-                    }
-                }
-                Some(ours)
-            }
-        };
-        self.shadow = shadow;
-        let mut columns = BTreeMap::new();
-        for name in self.columns.keys().chain(other.columns.keys()) {
-            if let Some(stamp) = self.stamp_of(name).max(other.stamp_of(name)) {
-                columns.insert(Arc::clone(name), stamp);
-            }
-        }
-        self.base = self.base.max(other.base);
-        columns.retain(|_, stamp| Some(*stamp) > self.base);
-        self.columns = columns;
-        self.seen.join(&other.seen);
-        self.erased.join(&other.erased);
+    #[test]
+    fn an_update_stamps_its_columns_and_carries_what_was_seen_before() {
+        let mut state = RowState::default();
+        state.touch_local(Op::Insert, [], stamp(1, 1));
+        let (seen, _) = state.touch_local(Op::Update, [name("a")], stamp(2, 2));
+        assert!(seen.has(stamp(1, 1)) && !seen.has(stamp(2, 2)));
+        assert_eq!(state.stamp_of("a"), Some(stamp(2, 2)));
+        assert_eq!(state.stamp_of("b"), Some(stamp(1, 1)));
+        assert!(state.seen.has(stamp(2, 2)));
+    }
+
+    #[test]
+    fn a_delete_erases_all_that_was_seen_and_itself() {
+        let mut state = RowState::default();
+        state.touch_local(Op::Insert, [], stamp(1, 1));
+        let (seen, erased) = state.touch_local(Op::Delete, [], stamp(1, 2));
+        assert_eq!(seen, erased);
+        assert!(!erased.has(stamp(1, 2)));
+        assert_eq!(state.erased, state.seen);
+        assert!(!state.alive());
+    }
+
+    #[test]
+    fn an_untracked_row_can_be_deleted() {
+        let mut state = RowState::default();
+        state.touch_local(Op::Delete, [], stamp(1, 2));
+        assert!(!state.alive() && !state.alive_under(Policy::DeleteWins));
+    }
+
+    #[test]
+    fn an_insert_after_a_delete_makes_a_row_live_and_remembers_the_delete() {
+        let mut state = RowState::default();
+        state.touch_local(Op::Insert, [], stamp(1, 1));
+        state.touch_local(Op::Delete, [], stamp(1, 2));
+        let (seen, erased) = state.touch_local(Op::Insert, [], stamp(1, 3));
+        assert!(state.alive() && state.alive_under(Policy::DeleteWins));
+        assert!(seen.has(stamp(1, 2)) && erased.has(stamp(1, 2)));
+        assert!(state.erased.has(stamp(1, 2)) && !state.erased.has(stamp(1, 3)));
+    }
+
+    #[test]
+    fn a_row_replaced_in_one_transaction_keeps_its_past() {
+        let mut state = RowState::default();
+        state.touch_local(Op::Insert, [], stamp(1, 1));
+        state.touch_local(Op::Update, [name("a"), name("b")], stamp(2, 2));
+        assert_eq!(state.base, Some(stamp(1, 1)));
+        assert!(state.seen.has(stamp(1, 1)) && state.erased.is_empty());
+    }
+
+    #[test]
+    fn a_dead_row_is_there_while_a_row_refers_to_it() {
+        let mut state = RowState::default();
+        assert_eq!(state.presence(Policy::Columns, false), Presence::Present);
+        state.touch_local(Op::Delete, [], stamp(1, 2));
+        assert_eq!(state.presence(Policy::Columns, false), Presence::Absent);
+        assert_eq!(state.presence(Policy::Columns, true), Presence::Revived);
+    }
+
+    #[test]
+    fn a_state_names_each_actor_once() {
+        let mut state = RowState::default();
+        state.touch_local(Op::Insert, [], stamp(2, 1));
+        state.touch_local(Op::Update, [name("a")], stamp(1, 2));
+        state.touch_local(Op::Delete, [], stamp(2, 3));
+        assert_eq!(state.actors(), vec![stamp(1, 0).actor, stamp(2, 0).actor]);
     }
 }

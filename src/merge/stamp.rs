@@ -16,10 +16,13 @@ use crate::id::Actor;
 pub struct Time(pub u64);
 
 impl Time {
-    /// The first time of a millisecond.
+    /// The latest time that 48 bits of milliseconds can say: the year 10889.
+    const MILLIS_MAX: u64 = (1 << 48) - 1;
+
+    /// The first time of a millisecond; what lies beyond the 48 bits counts as the last of them.
     #[must_use]
     pub fn from_millis(millis: u64) -> Self {
-        Self(millis << 16)
+        Self(millis.min(Self::MILLIS_MAX) << 16)
     }
 
     /// The physical part, in milliseconds since 1970.
@@ -28,10 +31,11 @@ impl Time {
         self.0 >> 16
     }
 
-    /// The next time: the counter, and where it is full the next millisecond.
+    /// The next time: the counter, and where it is full the next millisecond. The last time of all
+    /// has none and stays; a stamp so far ahead is held long before it gets into a state.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -90,6 +94,11 @@ impl Seen {
         self.0.is_empty()
     }
 
+    /// The entries, by actor.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Stamp> + '_ {
+        self.0.iter().map(|(actor, time)| Stamp { time: *time, actor: *actor })
+    }
+
     /// Adds one stamp.
     pub fn touch(&mut self, stamp: Stamp) {
         let time = self.0.entry(stamp.actor).or_default();
@@ -105,13 +114,13 @@ impl Seen {
     /// Whether everything in `other` is in here too.
     #[must_use]
     pub fn covers(&self, other: &Self) -> bool {
-        other.0.iter().all(|(actor, time)| self.has(Stamp { time: *time, actor: *actor }))
+        other.iter().all(|stamp| self.has(stamp))
     }
 
     /// Grows by `other`: the least upper bound.
     pub fn join(&mut self, other: &Self) {
-        for (actor, time) in &other.0 {
-            self.touch(Stamp { time: *time, actor: *actor });
+        for stamp in other.iter() {
+            self.touch(stamp);
         }
     }
 
@@ -119,5 +128,72 @@ impl Seen {
     #[must_use]
     pub fn latest(&self) -> Time {
         self.0.values().copied().max().unwrap_or_default()
+    }
+
+    /// The latest stamp in here that is in none of `others`.
+    #[must_use]
+    pub fn latest_beyond(&self, others: &[&Self]) -> Option<Stamp> {
+        self.iter().filter(|stamp| !others.iter().any(|other| other.has(*stamp))).max()
+    }
+}
+
+impl FromIterator<Stamp> for Seen {
+    fn from_iter<I: IntoIterator<Item = Stamp>>(stamps: I) -> Self {
+        let mut seen = Self::new();
+        for stamp in stamps {
+            seen.touch(stamp);
+        }
+        seen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::ServerId;
+
+    fn stamp(server: u128, time: u64) -> Stamp {
+        let server = ServerId(uuid::Uuid::from_u128(server));
+        Stamp { time: Time(time), actor: Actor { server, incarnation: 1 } }
+    }
+
+    #[test]
+    fn a_clock_rises_strictly_whatever_the_wall_clock_does() {
+        let mut clock = Clock::after(Time::from_millis(5_000));
+        let mut last = clock.last();
+        for millis in [5_000, 5_000, 4_000, 0, 6_000, 5_999, 7_000, 7] {
+            let time = clock.tick(millis, Time::default());
+            assert!(time > last, "{time:?} after {last:?}");
+            last = time;
+        }
+        let seen = Time(last.0 + 70_000);
+        assert_eq!(clock.tick(0, seen), Time(seen.0 + 1));
+    }
+
+    #[test]
+    fn a_clock_follows_the_wall_clock_when_it_is_ahead() {
+        let mut clock = Clock::default();
+        assert_eq!(clock.tick(9, Time::from_millis(3)).millis(), 9);
+        assert_eq!(clock.tick(9, Time::from_millis(9)), Time(Time::from_millis(9).0 + 1));
+    }
+
+    #[test]
+    fn the_end_of_time_does_not_overflow() {
+        assert_eq!(Time(u64::MAX).next(), Time(u64::MAX));
+        assert_eq!(Time::from_millis(u64::MAX).millis(), (1 << 48) - 1);
+        assert_eq!(Clock::after(Time(u64::MAX)).tick(u64::MAX, Time(u64::MAX)), Time(u64::MAX));
+    }
+
+    #[test]
+    fn a_set_of_stamps_has_all_earlier_ones_of_an_actor() {
+        let seen: Seen = [stamp(1, 5), stamp(2, 9), stamp(1, 3)].into_iter().collect();
+        assert!(seen.has(stamp(1, 4)) && seen.has(stamp(1, 5)) && !seen.has(stamp(1, 6)));
+        assert!(!seen.has(stamp(3, 1)));
+        assert!(seen.covers(&[stamp(2, 9)].into_iter().collect()));
+        assert!(!seen.covers(&[stamp(2, 10)].into_iter().collect()));
+        assert_eq!(seen.latest(), Time(9));
+        let known: Seen = [stamp(2, 9)].into_iter().collect();
+        assert_eq!(seen.latest_beyond(&[&known]), Some(stamp(1, 5)));
+        assert_eq!(seen.latest_beyond(&[&known, &seen]), None);
     }
 }

@@ -45,8 +45,7 @@ pub async fn seal(engine: &Engine) -> Result<usize> {
 
 async fn has_changes(engine: &Engine) -> Result<bool> {
     let mut session = engine.store.read().await?;
-    let row =
-        session.query_one("SELECT EXISTS (SELECT 1 FROM @sync_change)", vec![]).await?;
+    let row = session.query_one("SELECT EXISTS (SELECT 1 FROM @sync_change)", vec![]).await?;
     let some = row.flag(0)?;
     session.rollback().await?;
     Ok(some)
@@ -204,12 +203,8 @@ async fn prepare(
             epoch,
             number,
         };
-        let sealed = header::seal(
-            &header,
-            &body,
-            &context.identity.signing_key,
-            engine.config.zstd_level,
-        )?;
+        let sealed =
+            header::seal(&header, &body, &context.identity.signing_key, engine.config.zstd_level)?;
         ready.push(Ready {
             outgoing: outgoing(&header, neighbour, Lane::Records, sealed),
             number,
@@ -286,7 +281,8 @@ async fn groups(
     let batches = batches::read(session, &context.actors, Datum::Ints(ids)).await?;
     let mut groups: Vec<(i64, Group)> = Vec::new();
     for piece in pieces {
-        let record = GroupRecord { uuid: piece.uuid, index: piece.index, payload: piece.payload.into() };
+        let record =
+            GroupRecord { uuid: piece.uuid, index: piece.index, payload: piece.payload.into() };
         match groups.last_mut() {
             // Records of one batch stand together as long as their order allows.
             Some((batch, group)) if *batch == piece.batch => group.records.push(record),

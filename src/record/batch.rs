@@ -81,7 +81,9 @@ impl Tree {
         cover(0, count, &present, &mut |from, to, leaf| {
             let digest = match leaf {
                 Some(leaf) => leaf,
-                None => *rest.next().ok_or_else(|| Error::decode("a digest of a batch is missing"))?,
+                None => {
+                    *rest.next().ok_or_else(|| Error::decode("a digest of a batch is missing"))?
+                }
             };
             nodes.push((from, to, digest));
             Ok(())
@@ -142,8 +144,11 @@ impl Tree {
     /// The form in which it is stored.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let nodes =
-            self.nodes.iter().map(|(from, to, d)| (*from, *to, ByteBuf::from(d.to_vec()))).collect();
+        let nodes = self
+            .nodes
+            .iter()
+            .map(|(from, to, d)| (*from, *to, ByteBuf::from(d.to_vec())))
+            .collect();
         rmp_serde::to_vec(&Stored(self.count, nodes)).unwrap_or_default()
     }
 
@@ -209,8 +214,9 @@ pub fn verify(
     root: &Digest,
     signature: &[u8; 64],
 ) -> Result<()> {
-    key.verify_strict(&signed(origin, count, root), &Signature::from_bytes(signature))
-        .map_err(|_| Error::decode(format!("a batch is not signed by its origin {}", origin.server)))
+    key.verify_strict(&signed(origin, count, root), &Signature::from_bytes(signature)).map_err(
+        |_| Error::decode(format!("a batch is not signed by its origin {}", origin.server)),
+    )
 }
 
 #[cfg(test)]

@@ -25,9 +25,7 @@ pub(super) fn exact<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
 }
 
 /// A list of at most `MAX` elements; more are refused before they are read.
-pub(super) fn bounded<'de, D, T, const MAX: usize>(
-    deserializer: D,
-) -> Result<Vec<T>, D::Error>
+pub(super) fn bounded<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

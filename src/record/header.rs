@@ -68,7 +68,9 @@ impl MessageKind {
             4 => Self::Join,
             5 => Self::Welcome,
             6 => Self::Load,
-            other => return Err(Error::decode(format!("a message is of the unknown kind {other}"))),
+            other => {
+                return Err(Error::decode(format!("a message is of the unknown kind {other}")));
+            }
         })
     }
 }

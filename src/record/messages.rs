@@ -27,8 +27,9 @@ macro_rules! coded {
             /// # Errors
             /// [`Failed`](crate::Kind::Failed) when it cannot be encoded.
             pub fn encode(&self) -> Result<Vec<u8>> {
-                rmp_serde::to_vec(self)
-                    .map_err(|error| Error::failed("a message cannot be encoded").with_source(error))
+                rmp_serde::to_vec(self).map_err(|error| {
+                    Error::failed("a message cannot be encoded").with_source(error)
+                })
             }
 
             /// The body from its bytes.
@@ -149,7 +150,13 @@ impl Records {
                     Ok(GroupRecord { uuid: RecordId(uuid(id)?), index, payload })
                 })
                 .collect::<Result<_>>()?;
-            groups.push(Group { origin, count: size, signature: fixed(signature)?, absent, records });
+            groups.push(Group {
+                origin,
+                count: size,
+                signature: fixed(signature)?,
+                absent,
+                records,
+            });
         }
         Ok(Self { groups })
     }
@@ -160,7 +167,9 @@ fn uuid(bytes: &[u8]) -> Result<Uuid> {
 }
 
 fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N]> {
-    bytes.try_into().map_err(|_| Error::decode(format!("a field has {} bytes instead of {N}", bytes.len())))
+    bytes
+        .try_into()
+        .map_err(|_| Error::decode(format!("a field has {} bytes instead of {N}", bytes.len())))
 }
 
 /// What became of a record at its receiver.

@@ -418,7 +418,10 @@ fn decode_item(
             .ok_or_else(|| Error::decode("an item names an unknown column"))
     };
     let actor = |n: u32| {
-        actors.get(n as usize).copied().ok_or_else(|| Error::decode("an item names an unknown actor"))
+        actors
+            .get(n as usize)
+            .copied()
+            .ok_or_else(|| Error::decode("an item names an unknown actor"))
     };
     let set = |list: Vec<(u32, u64)>| -> Result<Seen> {
         let mut seen = Seen::new();

@@ -164,7 +164,10 @@ pub async fn due(
     limit: i64,
 ) -> Result<Vec<Due>> {
     let some = session
-        .query_one("SELECT EXISTS (SELECT 1 FROM @sync_held WHERE original_uuid IS NOT NULL)", vec![])
+        .query_one(
+            "SELECT EXISTS (SELECT 1 FROM @sync_held WHERE original_uuid IS NOT NULL)",
+            vec![],
+        )
         .await?;
     if !some.flag(0)? {
         return Ok(Vec::new());

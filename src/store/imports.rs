@@ -25,7 +25,8 @@ pub async fn known(
         dialect.any("original_uuid", 1)
     );
     for row in session.query(&sql, vec![list.clone().into()]).await? {
-        let state = row.text(1)?.parse().map_err(|_| Error::failed("`sync_import.state` is unknown"))?;
+        let state =
+            row.text(1)?.parse().map_err(|_| Error::failed("`sync_import.state` is unknown"))?;
         known.insert(RecordId(row.uuid(0)?), (state, row.opt_text(2)?.map(str::to_owned)));
     }
     let sql = format!(

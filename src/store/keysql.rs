@@ -41,9 +41,7 @@ fn nested(
     for column in &class.key {
         let column = &class.columns[*column];
         parts.push(match column.references.first() {
-            Some(reference) => {
-                looked_up(dialect, catalog, column, reference, alias, depth)?
-            }
+            Some(reference) => looked_up(dialect, catalog, column, reference, alias, depth)?,
             None => canonical(dialect, column, &format!("{alias}.{}", quote(&column.name))),
         });
     }
@@ -89,9 +87,9 @@ fn looked_up(
     let local = format!("{alias}.{}", quote(&column.name));
     let id = match (dialect, column.kind) {
         // An id kept as text: what is no number refers to nothing.
-        (Dialect::Postgres, kind) if kind != TypeKind::Int => format!(
-            "CASE WHEN {local}::text ~ '^[0-9]{{1,18}}$' THEN {local}::text::bigint END"
-        ),
+        (Dialect::Postgres, kind) if kind != TypeKind::Int => {
+            format!("CASE WHEN {local}::text ~ '^[0-9]{{1,18}}$' THEN {local}::text::bigint END")
+        }
         _ => local,
     };
     let lookup = format!(

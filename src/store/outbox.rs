@@ -96,7 +96,9 @@ pub async fn write_batch(
 }
 
 fn origin_number(actors: &Actors, origin: Actor) -> Result<u32> {
-    actors.number(origin).ok_or_else(|| Error::failed(format!("origin {} has no number", origin.server)))
+    actors
+        .number(origin)
+        .ok_or_else(|| Error::failed(format!("origin {} has no number", origin.server)))
 }
 
 /// Writes records, their further parts, and a server record for each child.
@@ -108,11 +110,11 @@ pub async fn write(
 ) -> Result<()> {
     let (mut rows, mut further, mut plans) = (Vec::new(), Vec::new(), Vec::new());
     for (record, places) in records {
-        let NewRecord { uuid, original, timestamp, classes, origin, number, parts, source } = record;
+        let NewRecord { uuid, original, timestamp, classes, origin, number, parts, source } =
+            record;
         let parent = neighbours.iter().find(|(neighbour, _)| neighbour.is_parent());
-        let state = parent.map_or(State::New, |(parent, rules)| {
-            first_state(parent, rules, &classes, source)
-        });
+        let state = parent
+            .map_or(State::New, |(parent, rules)| first_state(parent, rules, &classes, source));
         let count = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let mut parts = parts.into_iter().zip(places);
         let Some((first, (batch, index))) = parts.next() else { continue };
@@ -190,15 +192,14 @@ async fn write_server_records(
     neighbours: &[(Neighbour, Rules)],
     plans: Vec<(RecordId, BTreeSet<Arc<str>>, Option<i64>)>,
 ) -> Result<()> {
-    let children: Vec<_> = neighbours.iter().filter(|(neighbour, _)| neighbour.is_child()).collect();
+    let children: Vec<_> =
+        neighbours.iter().filter(|(neighbour, _)| neighbour.is_child()).collect();
     if children.is_empty() || plans.is_empty() {
         return Ok(());
     }
     let uuids: Vec<uuid::Uuid> = plans.iter().map(|(uuid, _, _)| uuid.0).collect();
-    let sql = format!(
-        "SELECT uuid, id FROM @sync_record WHERE {}",
-        session.dialect().any("uuid", 1)
-    );
+    let sql =
+        format!("SELECT uuid, id FROM @sync_record WHERE {}", session.dialect().any("uuid", 1));
     let mut ids = HashMap::new();
     for row in session.query(&sql, vec![uuids.into()]).await? {
         ids.insert(RecordId(row.uuid(0)?), row.int(1)?);

@@ -63,7 +63,8 @@ impl Found {
     ) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>> {
         Box::pin(async move {
             let class = &tracked.class;
-            let row_id = |key: &Arc<str>| RowId { class: Arc::clone(&class.name), key: Arc::clone(key) };
+            let row_id =
+                |key: &Arc<str>| RowId { class: Arc::clone(&class.name), key: Arc::clone(key) };
             let mut wanted: Vec<(RowId, Vec<String>)> = Vec::new();
             for key in keys {
                 let row = row_id(&key);
@@ -71,7 +72,10 @@ impl Found {
                     continue;
                 }
                 let parts = split_key(&key, class.key.len()).ok_or_else(|| {
-                    Error::constraint(format!("a key of `{}` has another number of parts", class.name))
+                    Error::constraint(format!(
+                        "a key of `{}` has another number of parts",
+                        class.name
+                    ))
                 })?;
                 wanted.push((row, parts));
             }
@@ -100,7 +104,9 @@ impl Found {
         wanted: &[(RowId, Vec<String>)],
     ) -> Result<()> {
         for (n, column) in tracked.class.key.iter().enumerate() {
-            let Some(reference) = tracked.class.columns[*column].references.first() else { continue };
+            let Some(reference) = tracked.class.columns[*column].references.first() else {
+                continue;
+            };
             let target = tracked_class(catalog, &reference.target)?;
             let keys = wanted.iter().map(|(_, parts)| Arc::from(parts[n].as_str())).collect();
             self.locate(session, catalog, target, keys, false).await?;
@@ -165,10 +171,12 @@ impl Found {
             Dialect::Postgres => {
                 let kinds: Vec<String> =
                     columns.iter().map(|column| format!("text[]::{}", column.sql_type)).collect();
-                let names = (0..columns.len()).map(|n| format!("c{n}")).collect::<Vec<_>>().join(", ");
-                let matches = columns.iter().enumerate().map(|(n, column)| {
-                    format!("t.{} = u.c{n}", quote(&column.name))
-                });
+                let names =
+                    (0..columns.len()).map(|n| format!("c{n}")).collect::<Vec<_>>().join(", ");
+                let matches = columns
+                    .iter()
+                    .enumerate()
+                    .map(|(n, column)| format!("t.{} = u.c{n}", quote(&column.name)));
                 let sql = format!(
                     "SELECT u.n, {} FROM {} WITH ORDINALITY AS u({names}, n) JOIN {table} AS t ON {} {}",
                     select.join(", "),
@@ -187,9 +195,8 @@ impl Found {
                 answers
             }
             Dialect::Sqlite => {
-                let matches = columns.iter().enumerate().map(|(n, column)| {
-                    sqlite_match(column, n + 1)
-                });
+                let matches =
+                    columns.iter().enumerate().map(|(n, column)| sqlite_match(column, n + 1));
                 let sql = format!(
                     "SELECT {} FROM {table} AS t WHERE {}",
                     select.join(", "),
@@ -197,7 +204,11 @@ impl Found {
                 );
                 let rows = asked.iter().map(|(_, _, values)| binds(values)).collect();
                 let found = session.query_each(&sql, rows).await?;
-                found.into_iter().enumerate().flat_map(|(n, rows)| rows.into_iter().map(move |row| (n, row))).collect()
+                found
+                    .into_iter()
+                    .enumerate()
+                    .flat_map(|(n, rows)| rows.into_iter().map(move |row| (n, row)))
+                    .collect()
             }
         };
         let mut locals: Vec<Option<Local>> = vec![None; asked.len()];
@@ -232,7 +243,9 @@ fn scalar(column: &Column, part: &str) -> Value {
         TypeKind::Bool => Value::Bool(part == "true"),
         TypeKind::Int => part.parse().map_or_else(|_| Value::Text(part.to_owned()), Value::Int),
         TypeKind::Float => part.parse().map_or_else(|_| Value::Text(part.to_owned()), Value::Float),
-        TypeKind::Bytes => bytes_of_hex(part).map_or_else(|| Value::Text(part.to_owned()), Value::Bytes),
+        TypeKind::Bytes => {
+            bytes_of_hex(part).map_or_else(|| Value::Text(part.to_owned()), Value::Bytes)
+        }
         _ => Value::Text(part.to_owned()),
     }
 }
@@ -297,9 +310,8 @@ pub async fn keys_of_locals(
             session.query(&sql, vec![locals.into()]).await?
         }
         Dialect::Sqlite => {
-            let sql = format!(
-                "SELECT CAST({local} AS TEXT), {key} FROM {table} AS t WHERE {local} = $1"
-            );
+            let sql =
+                format!("SELECT CAST({local} AS TEXT), {key} FROM {table} AS t WHERE {local} = $1");
             let binds = locals.into_iter().map(|local| vec![local.into()]).collect();
             session.query_each(&sql, binds).await?.into_iter().flatten().collect()
         }
@@ -314,7 +326,12 @@ pub async fn keys_of_locals(
 }
 
 /// Gives a row whose uuid is NULL one. What is written here is not captured.
-pub async fn fill_key(session: &mut Session, tracked: &Tracked, local: &str, uuid: &str) -> Result<()> {
+pub async fn fill_key(
+    session: &mut Session,
+    tracked: &Tracked,
+    local: &str,
+    uuid: &str,
+) -> Result<()> {
     let class = &tracked.class;
     let dialect = session.dialect();
     let (key, id) = (&class.columns[class.key[0]], &class.columns[class.local[0]]);
@@ -409,9 +426,11 @@ fn travelling(class: &Class, values: Vec<Value>, answer: &Row) -> Result<Vec<(Ar
             values[slot.column] = Some(Value::Ref(row));
         }
     }
-    let list = class.columns.iter().enumerate().filter(|(n, column)| {
-        class.surrogate != Some(*n) && !column.generated
-    });
+    let list = class
+        .columns
+        .iter()
+        .enumerate()
+        .filter(|(n, column)| class.surrogate != Some(*n) && !column.generated);
     Ok(list
         .filter_map(|(n, column)| Some((Arc::clone(&column.name), values.get_mut(n)?.take()?)))
         .collect())

@@ -44,7 +44,8 @@ pub struct Pace {
 /// Doublings of the resend time.
 const DOUBLINGS_MAX: u32 = 5;
 
-const COLUMNS: &str = "r.id, r.uuid, r.original_uuid, r.payload, r.batch_id, r.batch_index, r.parts";
+const COLUMNS: &str =
+    "r.id, r.uuid, r.original_uuid, r.payload, r.batch_id, r.batch_index, r.parts";
 
 /// Where the state of a link's records stands.
 fn source(neighbour: &Neighbour) -> &'static str {

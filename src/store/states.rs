@@ -89,8 +89,12 @@ impl States {
 
     /// Writes what was changed. Open invitations without a load keep the states as they were.
     pub async fn save(&mut self, session: &mut Session, actors: &mut Actors) -> Result<()> {
-        let dirty: Vec<Place> =
-            self.rows.iter().filter(|(_, held)| held.dirty).map(|(place, _)| place.clone()).collect();
+        let dirty: Vec<Place> = self
+            .rows
+            .iter()
+            .filter(|(_, held)| held.dirty)
+            .map(|(place, _)| place.clone())
+            .collect();
         if dirty.is_empty() {
             return Ok(());
         }

@@ -93,11 +93,8 @@ pub async fn track(session: &mut Session, mut request: Request) -> Result<Report
     request.skipped = skipped(session, &found).await?;
     let decision = decide::decide(&found, &request);
     let decision = prepare(session, &request, decision).await?;
-    let mut report = Report {
-        warnings: decision.warnings,
-        refusals: decision.refusals,
-        classes: Vec::new(),
-    };
+    let mut report =
+        Report { warnings: decision.warnings, refusals: decision.refusals, classes: Vec::new() };
     let mut states = Vec::new();
     for class in decision.classes {
         let before = old.class(&class.name).cloned();
@@ -141,21 +138,39 @@ pub async fn broken(session: &mut Session, catalog: &Catalog) -> Result<Vec<Stri
     Ok(names.map(|tracked| tracked.class.name.to_string()).collect())
 }
 
+/// Classes whose triggers are broken, or whose tables have other columns than they were tracked with.
+///
+/// # Errors
+/// Those of the database.
+pub async fn drifted(session: &mut Session, catalog: &Catalog) -> Result<Vec<String>> {
+    let mut list = broken(session, catalog).await?;
+    for table in tables(session).await? {
+        let Some(tracked) = catalog.class(&table.name) else { continue };
+        let now =
+            table.columns.iter().map(|column| (column.name.as_str(), column.sql_type.as_str()));
+        let then =
+            tracked.class.columns.iter().map(|column| (&*column.name, column.sql_type.as_str()));
+        if !now.eq(then) || table.partitions != tracked.class.partitions {
+            list.push(table.name);
+        }
+    }
+    list.sort();
+    list.dedup();
+    Ok(list)
+}
+
 /// Tables that `--all` leaves out: the default rules neither send nor receive them.
 async fn skipped(session: &mut Session, found: &[Table]) -> Result<BTreeSet<String>> {
     let rules = books::rules::defaults(session).await?;
     let kept_back = |name: &str| {
-        books::rules::effective(&rules, name).is_some_and(|rule| !rule.send_to && !rule.receive_from)
+        books::rules::effective(&rules, name)
+            .is_some_and(|rule| !rule.send_to && !rule.receive_from)
     };
     Ok(found.iter().map(|table| table.name.clone()).filter(|name| kept_back(name)).collect())
 }
 
 /// Does to the tables what tracking needs, and decides again where that changed them.
-async fn prepare(
-    session: &mut Session,
-    request: &Request,
-    decision: Decision,
-) -> Result<Decision> {
+async fn prepare(session: &mut Session, request: &Request, decision: Decision) -> Result<Decision> {
     if decision.actions.is_empty() {
         return Ok(decision);
     }
@@ -287,10 +302,7 @@ async fn store(
         .await?
         .int(0)?;
     session
-        .execute(
-            "UPDATE @sync_tracked SET shape = $2 WHERE id = $1",
-            vec![id.into(), shape.into()],
-        )
+        .execute("UPDATE @sync_tracked SET shape = $2 WHERE id = $1", vec![id.into(), shape.into()])
         .await?;
     Ok((number(id)?, if before.is_some() { "updated" } else { "new" }))
 }
@@ -338,9 +350,8 @@ pub async fn untrack(session: &mut Session, names: &[String]) -> Result<Vec<Stri
     let catalog = load(session).await?;
     let mut chosen: Vec<Arc<Tracked>> = Vec::new();
     for name in names {
-        let tracked = catalog
-            .class(name)
-            .ok_or_else(|| Error::config(format!("`{name}` is not tracked")))?;
+        let tracked =
+            catalog.class(name).ok_or_else(|| Error::config(format!("`{name}` is not tracked")))?;
         chosen.push(Arc::clone(tracked));
     }
     if names.is_empty() {
@@ -391,4 +402,3 @@ pub async fn untrack(session: &mut Session, names: &[String]) -> Result<Vec<Stri
     names.sort();
     Ok(names)
 }
-

@@ -28,7 +28,7 @@ const BUSY_TRIES_MAX: u32 = 50;
 const HELD_MAX: i64 = 200;
 
 /// A `records` message whose header and signature are good.
-pub struct Message {
+pub(super) struct Message {
     /// The message.
     pub opened: Opened,
     /// Its body, decoded.
@@ -39,7 +39,7 @@ pub struct Message {
 ///
 /// # Errors
 /// [`Decode`](Kind::Decode), saying what is wrong with it.
-pub fn open(context: &Context, neighbour: &Neighbour, body: &Bytes) -> Result<(Opened, Vec<u8>)> {
+pub(super) fn open(context: &Context, neighbour: &Neighbour, body: &Bytes) -> Result<(Opened, Vec<u8>)> {
     let opened = Opened::parse(body.clone())?;
     if opened.header.receiver != context.identity.server {
         return Err(Error::decode("a message is for another server"));
@@ -61,7 +61,7 @@ pub fn open(context: &Context, neighbour: &Neighbour, body: &Bytes) -> Result<(O
 
 /// Applies messages of one link in their order, and answers. Returns once all of it is safe to
 /// take off the queue.
-pub async fn deliver(engine: &Engine, neighbour: &Neighbour, messages: &[Message]) -> Result<()> {
+pub(super) async fn deliver(engine: &Engine, neighbour: &Neighbour, messages: &[Message]) -> Result<()> {
     let _busy = engine.activity.busy();
     let mut tries = 0;
     let (applied, last) = loop {
@@ -253,7 +253,7 @@ fn verify(context: &Context, group: &Group) -> Result<Verified> {
 
 /// Tries held records again that wait for one of `rows`, or are due by the clock; and again, as
 /// long as one that goes in lets others in.
-pub async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<()> {
+pub(super) async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<()> {
     loop {
         let mut session = engine.store.begin().await?;
         seal::lock(&mut session).await?;
@@ -289,9 +289,10 @@ pub async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<()> {
             let applied = applier.retry(&mut session, &mut context.actors, &due).await?;
             rows.extend(applied.rows);
             engine.activity.moved(applied.committed);
-            let news = applied.outcomes.into_iter().filter(|outcome| {
-                outcome.state != crate::state::State::Failed
-            });
+            let news = applied
+                .outcomes
+                .into_iter()
+                .filter(|outcome| outcome.state != crate::state::State::Failed);
             answers.entry(server).or_default().extend(news);
         }
         session.commit().await?;

@@ -13,7 +13,7 @@ use crate::store::time;
 use crate::transport::Lane;
 
 /// The origins that we vouch for: ourselves, and those whose key we know.
-pub fn origins(context: &Context) -> Vec<KnownOrigin> {
+pub(super) fn origins(context: &Context) -> Vec<KnownOrigin> {
     let own = context.identity.actor();
     let mut list: Vec<KnownOrigin> = context
         .actors
@@ -37,7 +37,7 @@ pub fn origins(context: &Context) -> Vec<KnownOrigin> {
 }
 
 /// Says hello to a neighbour.
-pub async fn say(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
+pub(super) async fn say(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
     let mut session = engine.store.read().await?;
     let context = engine.context(&mut session).await?;
     session.rollback().await?;
@@ -65,7 +65,7 @@ fn hello(engine: &Engine, context: &Context, neighbour: &Neighbour) -> Hello {
 }
 
 /// Takes a neighbour's hello in. Says whether it told of servers that were not known.
-pub async fn heard(
+pub(super) async fn heard(
     engine: &Engine,
     session: &mut Session,
     context: &mut Context,
@@ -106,7 +106,7 @@ pub async fn heard(
 }
 
 /// Learns the servers of the tree that a neighbour vouches for.
-pub async fn learn(
+pub(super) async fn learn(
     session: &mut Session,
     context: &mut Context,
     origins: &[KnownOrigin],
@@ -126,7 +126,7 @@ pub async fn learn(
 }
 
 /// Takes the parent's answer to our request in.
-pub async fn welcomed(
+pub(super) async fn welcomed(
     session: &mut Session,
     context: &mut Context,
     parent: &Neighbour,

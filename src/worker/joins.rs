@@ -25,7 +25,7 @@ enum Answer {
 }
 
 /// Takes a join request in and answers it.
-pub async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
+pub(super) async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
     let _busy = engine.activity.busy();
     let mut session = engine.store.begin().await?;
     crate::store::seal::lock(&mut session).await?;
@@ -71,7 +71,8 @@ pub async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
 /// Opens a request: signed by the key that it brings itself, which the invitation's key vouches for.
 fn open(context: &Context, body: &Bytes) -> Result<(Opened, Join)> {
     let opened = Opened::parse(body.clone())?;
-    if opened.header.kind != MessageKind::Join || opened.header.receiver != context.identity.server {
+    if opened.header.kind != MessageKind::Join || opened.header.receiver != context.identity.server
+    {
         return Err(Error::decode("it is no request to join this server"));
     }
     let join = Join::decode(&opened.body()?)?;
@@ -143,7 +144,7 @@ fn stranger(join: &Join, server: crate::id::ServerId) -> Result<Neighbour> {
 
 /// Sends a child the row states that it has still to get, if any: after a crash, again from the
 /// start, which does no harm.
-pub async fn send_states_due(engine: &Engine, child: &Neighbour, server: i64) -> Result<()> {
+pub(super) async fn send_states_due(engine: &Engine, child: &Neighbour, server: i64) -> Result<()> {
     let mut session = engine.store.read().await?;
     let due = session
         .query(
@@ -178,7 +179,8 @@ async fn send_states(engine: &Engine, child: &Neighbour, server: i64) -> Result<
         for row in &rows {
             last = (row.int(3)?, row.text(1)?.to_owned());
             let Some(bytes) = row.opt_bytes(2)? else { continue };
-            let state = crate::merge::RowState::decode(bytes, |number| context.actors.actor(number))?;
+            let state =
+                crate::merge::RowState::decode(bytes, |number| context.actors.actor(number))?;
             load.push(row.text(0)?.into(), row.text(1)?.into(), &state);
         }
         let done = rows.len() < usize::try_from(ROWS_MAX).unwrap_or(usize::MAX);
@@ -202,7 +204,7 @@ async fn send_states(engine: &Engine, child: &Neighbour, server: i64) -> Result<
 }
 
 /// Takes row states in that the parent sent: they are joined, no value is written.
-pub async fn load(session: &mut Session, context: &mut Context, load: &Load) -> Result<()> {
+pub(super) async fn load(session: &mut Session, context: &mut Context, load: &Load) -> Result<()> {
     let mut rows = Vec::new();
     for row in &load.rows {
         let class = class_id(session, &row.class).await?;

@@ -39,9 +39,12 @@ pub(super) fn spawn(
     let name = |what: &str| format!("{what} `{}`", neighbour.nickname);
     if neighbour.state == LinkState::Joined {
         let (e, n, s) = (Arc::clone(engine), neighbour.clone(), stop.clone());
-        tasks.spawn(supervise(Arc::clone(engine), name("publishing to"), stop.clone(), move || {
-            publish(Arc::clone(&e), n.clone(), s.clone())
-        }));
+        tasks.spawn(supervise(
+            Arc::clone(engine),
+            name("publishing to"),
+            stop.clone(),
+            move || publish(Arc::clone(&e), n.clone(), s.clone()),
+        ));
         let (e, n, s) = (Arc::clone(engine), neighbour.clone(), stop.clone());
         tasks.spawn(supervise(
             Arc::clone(engine),
@@ -114,11 +117,7 @@ async fn origins(engine: &Engine) -> Result<usize> {
 }
 
 /// Opens a queue of the link for reading.
-async fn consume(
-    engine: &Engine,
-    neighbour: &Neighbour,
-    lane: Lane,
-) -> Result<Box<dyn Consumer>> {
+async fn consume(engine: &Engine, neighbour: &Neighbour, lane: Lane) -> Result<Box<dyn Consumer>> {
     let queue = Queue { to: own(engine).await?, from: neighbour.server, lane };
     let transport = engine.transport_of(neighbour)?;
     transport.declare(queue).await?;
@@ -126,10 +125,7 @@ async fn consume(
 }
 
 /// What lies in the queue: waits for the first message, takes what is there behind it.
-async fn batch(
-    consumer: &mut dyn Consumer,
-    first: &mut Option<Busy<'_>>,
-) -> Result<Vec<Delivery>> {
+async fn batch(consumer: &mut dyn Consumer, first: &mut Option<Busy<'_>>) -> Result<Vec<Delivery>> {
     let mut list = Vec::new();
     let mut wait = LOOK;
     while list.len() < MESSAGES_MAX {

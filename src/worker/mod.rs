@@ -24,8 +24,6 @@ use crate::config::Config;
 use crate::error::Result;
 use crate::interceptor::Wake;
 
-pub use self::joins::request as join_request;
-
 /// Runs everything of one server.
 pub struct Worker {
     engine: Arc<Engine>,

@@ -22,7 +22,7 @@ const RECORDS_MAX: usize = 4_000;
 
 /// Tells a neighbour what became of its records, waits for the broker's confirm, and notes that.
 /// `last` is up to which message of it everything has come in; (0, 0) says nothing about it.
-pub async fn acknowledge(
+pub(super) async fn acknowledge(
     engine: &Engine,
     neighbour: &Neighbour,
     outcomes: &[Outcome],
@@ -44,7 +44,7 @@ pub async fn acknowledge(
 }
 
 /// Acknowledges what was committed and never confirmed: after a crash, or an outage.
-pub async fn acknowledge_left(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
+pub(super) async fn acknowledge_left(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
     loop {
         let mut session = engine.store.read().await?;
         let limit = i64::try_from(RECORDS_MAX).unwrap_or(i64::MAX);
@@ -85,7 +85,7 @@ fn acks(outcomes: &[Outcome], last: (u64, u64)) -> Acks {
 }
 
 /// Seals a body for a neighbour, publishes it and waits for the confirm.
-pub async fn send(
+pub(super) async fn send(
     engine: &Engine,
     neighbour: &Neighbour,
     kind: MessageKind,
@@ -102,13 +102,8 @@ pub async fn send(
         _ => (neighbour.out_epoch, 0),
     };
     session.commit().await?;
-    let header = Header {
-        kind,
-        sender: identity.server,
-        receiver: neighbour.server,
-        epoch,
-        number,
-    };
+    let header =
+        Header { kind, sender: identity.server, receiver: neighbour.server, epoch, number };
     let sealed = header::seal(&header, body, &identity.signing_key, engine.config.zstd_level)?;
     let outgoing = relay::outgoing(&header, neighbour, lane, sealed);
     let outcomes = engine.transport_of(neighbour)?.publish(vec![outgoing]).await?;
@@ -125,14 +120,15 @@ pub async fn send(
 
 /// Takes in what a neighbour says of our records. What does not decode is held and alarmed; the
 /// records are sent again then, so nothing is lost.
-pub async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Bytes]) -> Result<()> {
+pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Bytes]) -> Result<()> {
     let _busy = engine.activity.busy();
     let mut session = engine.store.begin().await?;
     let context = engine.context(&mut session).await?;
     let now = time::now();
     let mut moved = 0;
     for body in bodies {
-        let acks = deliver::open(&context, neighbour, body).and_then(|(_, body)| Acks::decode(&body));
+        let acks =
+            deliver::open(&context, neighbour, body).and_then(|(_, body)| Acks::decode(&body));
         let acks = match acks {
             Ok(acks) => acks,
             Err(error) => {

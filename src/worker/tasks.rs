@@ -15,7 +15,7 @@ use super::{deliver, links};
 use crate::error::{Error, Kind, Result};
 use crate::publisher::relay;
 use crate::store::books::{self, LinkState, Neighbour, Role, cleanup};
-use crate::store::time;
+use crate::store::{time, track};
 
 /// First and longest pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -26,6 +26,9 @@ const NEIGHBOURS_EVERY: Duration = Duration::from_millis(500);
 
 /// How often held records that are due are tried, and left acknowledgements looked for.
 const CHORES_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the host's catalog is compared with what is tracked.
+const CATALOG_EVERY: Duration = Duration::from_secs(30);
 
 /// Runs every task until `stop` is cancelled.
 pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
@@ -110,8 +113,13 @@ async fn seal(engine: Arc<Engine>, stop: CancellationToken) {
 /// Held records that are due, and cleanup.
 async fn chores(engine: Arc<Engine>, stop: CancellationToken) {
     let mut pause = Pause::new();
+    let mut looked: Option<Instant> = None;
     loop {
-        if let Err(error) = round(&engine).await
+        let look = looked.is_none_or(|at| at.elapsed() >= CATALOG_EVERY);
+        if look {
+            looked = Some(Instant::now());
+        }
+        if let Err(error) = round(&engine, look).await
             && !trouble(&engine, "chores", &error, &mut pause, &stop).await
         {
             return;
@@ -123,7 +131,10 @@ async fn chores(engine: Arc<Engine>, stop: CancellationToken) {
     }
 }
 
-async fn round(engine: &Engine) -> Result<()> {
+async fn round(engine: &Engine, look: bool) -> Result<()> {
+    if look {
+        mend_capture(engine).await?;
+    }
     deliver::retry_held(engine, Vec::new()).await?;
     let mut session = engine.store.read().await?;
     let identity = books::identity(&mut session).await?;
@@ -142,6 +153,35 @@ async fn round(engine: &Engine) -> Result<()> {
         tracing::info!(?done, "cleaned up");
     }
     engine.activity.succeeded("chores");
+    Ok(())
+}
+
+/// Triggers that are gone (a table was rebuilt, a partition added) or whose class has other columns
+/// now are brought up to date, with an alarm: what was written meanwhile may be missing.
+async fn mend_capture(engine: &Engine) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let catalog = track::load(&mut session).await?;
+    let broken = track::drifted(&mut session, &catalog).await?;
+    session.rollback().await?;
+    if broken.is_empty() {
+        return Ok(());
+    }
+    tracing::error!(
+        classes = broken.join(", "),
+        "capture was gone or out of date: it is brought up to date now, and what was written \
+         meanwhile may be missing elsewhere"
+    );
+    let mut session = engine.store.begin().await?;
+    let report = track::track(&mut session, engine.config.track_request()).await?;
+    books::audit::note(&mut session, "branchline", "capture mended", &broken.join(", ")).await?;
+    session.commit().await?;
+    for refusal in report.refusals {
+        tracing::error!(
+            class = refusal.class,
+            reason = refusal.text,
+            "cannot be captured any more"
+        );
+    }
     Ok(())
 }
 

@@ -1,3 +1,6 @@
+//! The suites, one for each room.
+
+mod books;
 mod capture_sqlite;
 mod openmrs;
 mod transport;

@@ -1,6 +1,7 @@
 //! What the suites share.
 
 pub(crate) mod cli;
+pub(crate) mod databases;
 pub(crate) mod proxy;
 pub(crate) mod services;
 pub(crate) mod sql;

@@ -26,19 +26,14 @@ pub(super) struct Conflict {
 }
 
 impl Conflict {
-    pub(super) fn new(
-        item: &Item,
-        stamp: Stamp,
-        conflict: merge::Conflict,
-        incoming: &Incoming,
-    ) -> Self {
+    pub(super) fn new(item: &Item, conflict: merge::Conflict, incoming: &Incoming) -> Self {
         let value = conflict.column.as_ref().and_then(|column| {
             item.values.iter().find(|(name, _)| name == column).map(|(_, value)| value.clone())
         });
         Self {
             row: item.row.clone(),
             column: conflict.column,
-            theirs: (stamp, value),
+            theirs: (conflict.theirs, value),
             ours: conflict.ours,
             theirs_won: conflict.theirs_won,
             original: incoming.body.original_uuid,
@@ -58,7 +53,10 @@ pub(super) async fn before(
     let mut before = Before::new();
     let mut by_class: HashMap<Arc<str>, Vec<Arc<str>>> = HashMap::new();
     for conflict in conflicts {
-        by_class.entry(Arc::clone(&conflict.row.class)).or_default().push(Arc::clone(&conflict.row.key));
+        by_class
+            .entry(Arc::clone(&conflict.row.class))
+            .or_default()
+            .push(Arc::clone(&conflict.row.key));
     }
     for (class, keys) in by_class {
         let tracked = rows::tracked_class(catalog, &class)?;
@@ -99,8 +97,7 @@ pub(super) async fn write(
             let theirs = conflict.theirs.1.as_ref().map(text);
             let ours = (ours.flatten(), conflict.ours);
             let theirs = (theirs.flatten(), conflict.theirs.0);
-            let (winner, loser) =
-                if conflict.theirs_won { (theirs, ours) } else { (ours, theirs) };
+            let (winner, loser) = if conflict.theirs_won { (theirs, ours) } else { (ours, theirs) };
             let kind = if conflict.column.is_some() { "COLUMN" } else { "EDIT_AND_DELETE" };
             vec![
                 Datum::from(&*conflict.row.class),

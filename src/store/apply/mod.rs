@@ -304,8 +304,7 @@ impl Applier<'_> {
                 None => fit.push(record),
                 Some(reason) => {
                     applied.held += 1;
-                    outcomes[record.at] =
-                        Some(self.hold(session, actors, &record, reason).await?);
+                    outcomes[record.at] = Some(self.hold(session, actors, &record, reason).await?);
                 }
             }
         }
@@ -329,10 +328,14 @@ impl Applier<'_> {
             let Some(tracked) = self.catalog.class(&item.row.class) else {
                 return Some(Hold::new(
                     HoldKind::Class,
-                    format!("the class `{}` is not tracked here: run `branchline track`", item.row.class),
+                    format!(
+                        "the class `{}` is not tracked here: run `branchline track`",
+                        item.row.class
+                    ),
                 ));
             };
-            let strange = item.values.iter().find(|(name, _)| tracked.class.position(name).is_none());
+            let strange =
+                item.values.iter().find(|(name, _)| tracked.class.position(name).is_none());
             if let Some((name, _)) = strange {
                 return Some(Hold::new(
                     HoldKind::Column,
@@ -358,8 +361,7 @@ impl Applier<'_> {
         let joined = self.join(session, actors, &mut states, slice).await?;
         let before = ledger::before(session, self.catalog, &joined.conflicts).await?;
         rows::uncaptured(session, true).await?;
-        let written =
-            self.show(session, actors, &mut states, &mut found, joined.works).await?;
+        let written = self.show(session, actors, &mut states, &mut found, joined.works).await?;
         rows::uncaptured(session, false).await?;
         states.save(session, actors).await?;
         ledger::write(session, actors, joined.conflicts, &before, self.now).await?;
@@ -501,7 +503,8 @@ fn gap<'a>(rows: impl Iterator<Item = &'a RowId> + Clone) -> Hold {
 /// The records of a slice that a refusal names, with the reason for each.
 fn guilty(slice: &[Pending<'_>], refusal: &Refusal) -> Vec<(usize, Hold)> {
     let touching = |row: &RowId| -> Vec<usize> {
-        let touches = |record: &&Pending<'_>| record.incoming.body.items.iter().any(|i| i.row == *row);
+        let touches =
+            |record: &&Pending<'_>| record.incoming.body.items.iter().any(|i| i.row == *row);
         slice.iter().enumerate().filter(|(_, r)| touches(r)).map(|(n, _)| n).collect()
     };
     let mut list: Vec<(usize, Hold)> = Vec::new();
@@ -514,7 +517,9 @@ fn guilty(slice: &[Pending<'_>], refusal: &Refusal) -> Vec<(usize, Hold)> {
         }
         Refusal::Missing(rows) => {
             for (row, target) in rows {
-                list.extend(touching(row).into_iter().map(|n| (n, missing(std::iter::once(target)))));
+                list.extend(
+                    touching(row).into_iter().map(|n| (n, missing(std::iter::once(target)))),
+                );
             }
         }
         Refusal::Rows(rows) => {

@@ -8,7 +8,7 @@ use super::write::{RowWrite, Writer, targets};
 use super::{Applier, Pending, Refusal};
 use crate::catalog::Tracked;
 use crate::error::Result;
-use crate::merge::{RowState, Won};
+use crate::merge::{ClassMerge, RowState, Won};
 use crate::record::{Op, RowId, Value};
 use crate::store::actors::Actors;
 use crate::store::rows::{self, Found};
@@ -92,7 +92,7 @@ impl Applier<'_> {
         for item in record.items.iter().filter_map(|n| record.incoming.body.items.get(*n)) {
             let tracked = rows::tracked_class(self.catalog, &item.row.class)?;
             let state = states.change(place(tracked, &item.row));
-            let outcome = state.join_item(item, stamp);
+            let outcome = state.join_item(item, stamp, ClassMerge::plain());
             let n = *at.entry(item.row.clone()).or_insert_with(|| {
                 joined.works.push(Work {
                     tracked: Arc::clone(tracked),
@@ -111,7 +111,7 @@ impl Applier<'_> {
                 }
             }
             for conflict in outcome.conflicts {
-                joined.conflicts.push(Conflict::new(item, stamp, conflict, record.incoming));
+                joined.conflicts.push(Conflict::new(item, conflict, record.incoming));
             }
         }
         Ok(())
@@ -174,7 +174,8 @@ impl Applier<'_> {
             let mut moved = Vec::new();
             let mut still = Vec::new();
             for (tracked, row) in free {
-                let referrers = rows::referrers(writer.session, self.catalog, &tracked, &row).await?;
+                let referrers =
+                    rows::referrers(writer.session, self.catalog, &tracked, &row).await?;
                 if referrers.iter().any(|(_, other, _, _)| staying.contains(other)) {
                     moved.push((tracked, row));
                 } else {

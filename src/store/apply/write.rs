@@ -8,11 +8,11 @@ use super::Refusal;
 use crate::catalog::{Catalog, Class, Column, Tracked};
 use crate::error::{Error, Result};
 use crate::record::{RowId, Value};
+use crate::store::bulk;
 use crate::store::image;
 use crate::store::keysql;
 use crate::store::rows::{self, Found};
 use crate::store::session::{Datum, Dialect, Session, placeholders, quote};
-use crate::store::bulk;
 
 /// A row to be inserted or updated, with its values as they travel.
 #[derive(Clone, Debug)]
@@ -64,9 +64,8 @@ impl Writer<'_> {
         let mut later: Vec<RowWrite> = Vec::new();
         while !waiting.is_empty() {
             let coming: HashSet<RowId> = waiting.iter().map(|row| row.row.clone()).collect();
-            let (ready, blocked): (Vec<_>, Vec<_>) = waiting
-                .into_iter()
-                .partition(|row| self.missing(row).is_none());
+            let (ready, blocked): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|row| self.missing(row).is_none());
             if !ready.is_empty() {
                 self.insert_ready(ready).await?;
                 let targets: Vec<RowId> = blocked.iter().flat_map(targets).collect();
@@ -90,7 +89,8 @@ impl Writer<'_> {
         let lost: Vec<(RowId, RowId)> = blocked
             .iter()
             .filter_map(|row| {
-                let missing = targets(row).find(|target| !self.found.has(target) && !coming.contains(target))?;
+                let missing = targets(row)
+                    .find(|target| !self.found.has(target) && !coming.contains(target))?;
                 Some((row.row.clone(), missing))
             })
             .collect();
@@ -142,10 +142,8 @@ impl Writer<'_> {
             let Some(first) = group.first() else { continue };
             let tracked = Arc::clone(&first.tracked);
             let columns = columns(&tracked.class, &names)?;
-            let binds = group
-                .iter()
-                .map(|row| self.binds(&columns, row))
-                .collect::<Result<Vec<_>, _>>()?;
+            let binds =
+                group.iter().map(|row| self.binds(&columns, row)).collect::<Result<Vec<_>, _>>()?;
             let sql = insert_sql(self.session.dialect(), &tracked.class, &columns);
             run(self.session, &sql, columns.len(), binds).await?;
             for row in &group {
@@ -187,12 +185,14 @@ impl Writer<'_> {
     }
 
     /// Deletes rows that are there, all of one class.
-    pub(super) async fn delete(&mut self, tracked: &Tracked, rows: &[RowId]) -> Result<(), Refusal> {
+    pub(super) async fn delete(
+        &mut self,
+        tracked: &Tracked,
+        rows: &[RowId],
+    ) -> Result<(), Refusal> {
         let class = &tracked.class;
-        let binds = rows
-            .iter()
-            .map(|row| self.local_binds(class, row))
-            .collect::<Result<Vec<_>, _>>()?;
+        let binds =
+            rows.iter().map(|row| self.local_binds(class, row)).collect::<Result<Vec<_>, _>>()?;
         let sql = delete_sql(self.session.dialect(), class);
         run(self.session, &sql, class.local.len(), binds).await?;
         for row in rows {
@@ -219,7 +219,9 @@ impl Writer<'_> {
                 Err(Unready::Missing(target)) => {
                     return Err(Refusal::Missing(vec![(row.row.clone(), target)]));
                 }
-                Err(Unready::Refused(error)) => return Err(Refusal::Rows(vec![(row.row.clone(), error)])),
+                Err(Unready::Refused(error)) => {
+                    return Err(Refusal::Rows(vec![(row.row.clone(), error)]));
+                }
             }
         }
         Ok(binds)
@@ -315,9 +317,10 @@ fn cast(n: usize, column: &Column) -> String {
 fn insert_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
     let table = keysql::table(class);
     let mut names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
-    let id = class.id_source.as_ref().and_then(|source| {
-        Some((quote(&class.columns[class.surrogate?].name), source))
-    });
+    let id = class
+        .id_source
+        .as_ref()
+        .and_then(|source| Some((quote(&class.columns[class.surrogate?].name), source)));
     if let Some((name, _)) = &id {
         names.push(name.clone());
     }
@@ -334,7 +337,10 @@ fn insert_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
             )
         }
         Dialect::Sqlite => {
-            format!("INSERT INTO {table} ({names}) VALUES ({}{extra})", placeholders(1, columns.len()))
+            format!(
+                "INSERT INTO {table} ({names}) VALUES ({}{extra})",
+                placeholders(1, columns.len())
+            )
         }
     }
 }
@@ -344,7 +350,9 @@ fn by_local(dialect: Dialect, class: &Class, before: usize) -> String {
     let matches = class.local.iter().enumerate().map(|(n, column)| {
         let column = &class.columns[*column];
         match dialect {
-            Dialect::Postgres => format!("t.{} = {}", quote(&column.name), cast(before + n, column)),
+            Dialect::Postgres => {
+                format!("t.{} = {}", quote(&column.name), cast(before + n, column))
+            }
             Dialect::Sqlite => format!("t.{} = ${}", quote(&column.name), before + n + 1),
         }
     });

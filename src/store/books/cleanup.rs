@@ -8,9 +8,9 @@
 //! whole-row state.
 
 use super::identity::identity;
-use super::{invites, servers, write};
+use super::{Attempts, invites, servers};
 use crate::error::Result;
-use crate::store::{Datum, Session, Store};
+use crate::store::{Datum, Store};
 
 /// Rows deleted in one transaction.
 const BATCH_ROWS_MAX: u32 = 1_000;
@@ -52,14 +52,12 @@ pub fn is_due(last: Option<i64>, every: std::time::Duration, now: i64) -> bool {
 /// # Cancel safety
 /// Each batch is a transaction of its own.
 pub async fn cleanup(store: &Store, before: i64, actor: &str) -> Result<Cleaned> {
-    let invitations =
-        write(store, async |session| invites::evict_expired(session, actor).await).await?;
-    let has_parent = write(store, async |session| {
-        identity(session).await?;
-        Ok(servers::parent(session).await?.is_some())
-    })
-    .await?;
-    let mut done = Cleaned { invitations, ..Cleaned::default() };
+    let mut session = store.read().await?;
+    identity(&mut session).await?;
+    let has_parent = servers::parent(&mut session).await?.is_some();
+    session.rollback().await?;
+
+    let mut done = Cleaned { invitations: expire(store, actor).await?, ..Cleaned::default() };
     if has_parent {
         done.records = repeat(store, CHILD_RECORDS, before).await?;
     } else {
@@ -70,12 +68,19 @@ pub async fn cleanup(store: &Store, before: i64, actor: &str) -> Result<Cleaned>
     done.parts = repeat(store, PARTS, before).await?;
     done.batches = repeat(store, BATCHES, before).await?;
     done.transmissions = repeat(store, TRANSMISSIONS, before).await?;
-    write(store, async |session| {
-        let now = Datum::time(crate::store::time::now());
-        session.execute("UPDATE @sync_self SET last_cleanup = $1 WHERE id = 1", vec![now]).await
-    })
-    .await?;
+
+    let mut session = store.begin().await?;
+    let now = Datum::time(crate::store::time::now());
+    session.execute("UPDATE @sync_self SET last_cleanup = $1 WHERE id = 1", vec![now]).await?;
+    session.commit().await?;
     Ok(done)
+}
+
+async fn expire(store: &Store, actor: &str) -> Result<u64> {
+    let mut session = store.begin().await?;
+    let count = invites::evict_expired(&mut session, actor).await?;
+    session.commit().await?;
+    Ok(count)
 }
 
 const CHILD_RECORDS: &str = "DELETE FROM @sync_record WHERE id IN (SELECT r.id FROM @sync_record r \
@@ -117,26 +122,31 @@ const TRANSMISSIONS: &str = "DELETE FROM @sync_transmission WHERE id IN \
 
 /// Runs a deleting statement until it finds less than a batch, a transaction each.
 async fn repeat(store: &Store, sql: &str, before: i64) -> Result<u64> {
-    let mut total = 0;
+    let (mut total, mut attempts) = (0, Attempts::default());
     loop {
-        let count = write(store, async |session| delete_batch(session, sql, before).await).await?;
+        let count = match delete_batch(store, sql, before).await {
+            Err(error) if attempts.again(&error).await => continue,
+            other => other?,
+        };
         total += count;
         if count < u64::from(BATCH_ROWS_MAX) {
             return Ok(total);
         }
-        // Others wait for the same lock.
-        tokio::task::yield_now().await;
+        attempts = Attempts::default();
     }
 }
 
-async fn delete_batch(session: &mut Session, sql: &str, before: i64) -> Result<u64> {
+async fn delete_batch(store: &Store, sql: &str, before: i64) -> Result<u64> {
+    let mut session = store.begin().await?;
     // Batches and records are made under this lock, one after the other.
-    super::lock(session).await?;
+    super::lock(&mut session).await?;
     let mut binds = vec![Datum::time(before), BATCH_ROWS_MAX.into()];
     if sql.contains("$3") {
         binds.push(Datum::time(before.saturating_add(SETTLED_AFTER_MS)));
     }
-    session.execute(sql, binds).await
+    let count = session.execute(sql, binds).await?;
+    session.commit().await?;
+    Ok(count)
 }
 
 #[cfg(test)]

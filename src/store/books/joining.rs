@@ -47,8 +47,15 @@ pub async fn join(
     if renewed {
         own = renew_copy(session, token, &own).await?;
     }
+    let old = servers::parent(session).await?;
+    if let Some(old) = &old {
+        refuse_second(old, token, moving)?;
+    }
     refuse_foreign(session, token, &own).await?;
-    let moved_from = leave_parent(session, token, moving, actor).await?;
+    let moved_from = match &old {
+        Some(old) => leave(session, old, token, actor).await?,
+        None => None,
+    };
     let id = servers::add(
         session,
         New {
@@ -121,46 +128,40 @@ async fn refuse_foreign(session: &mut Session, token: &Token, own: &Identity) ->
     Ok(())
 }
 
-/// Takes the former parent's row away where that is right.
-async fn leave_parent(
+/// Refuses a second parent.
+fn refuse_second(old: &Neighbour, token: &Token, moving: bool) -> Result<()> {
+    let (name, same) = (&old.nickname, old.server == token.parent);
+    match old.state {
+        // Asked and not taken: asking again, or somebody else, is free.
+        LinkState::Refused => Ok(()),
+        LinkState::Joining if same => Ok(()),
+        _ if same => Err(Error::config(format!("this server is a child of `{name}` already"))),
+        _ if moving => Ok(()),
+        LinkState::Joining => Err(Error::config(format!(
+            "this server waits for the answer of `{name}`; `join --move` asks `{}` instead",
+            token.parent_nickname
+        ))),
+        _ => Err(Error::config(format!(
+            "this server has a parent, `{name}`; `join --move` makes it a child of `{}` instead",
+            token.parent_nickname
+        ))),
+    }
+}
+
+/// Takes the former parent's row away; its name, if it is not the same again.
+async fn leave(
     session: &mut Session,
+    old: &Neighbour,
     token: &Token,
-    moving: bool,
     actor: &str,
 ) -> Result<Option<String>> {
-    let Some(old) = servers::parent(session).await? else { return Ok(None) };
-    let same = old.server == token.parent;
-    match old.state {
-        // Asked and not taken yet: asking again, or somebody else, is free.
-        LinkState::Refused => {}
-        LinkState::Joining if same => {}
-        _ if same => {
-            return Err(Error::config(format!(
-                "this server is a child of `{}` already",
-                old.nickname
-            )));
-        }
-        _ if moving => {}
-        LinkState::Joining => {
-            return Err(Error::config(format!(
-                "this server waits for the answer of `{}`; `join --move` asks `{}` instead",
-                old.nickname, token.parent_nickname
-            )));
-        }
-        _ => {
-            return Err(Error::config(format!(
-                "this server has a parent, `{}`; `join --move` makes it a child of `{}` instead",
-                old.nickname, token.parent_nickname
-            )));
-        }
-    }
     session.execute("DELETE FROM @sync_server WHERE id = $1", vec![old.id.into()]).await?;
     servers::reopen_records(session).await?;
-    if same {
+    if old.server == token.parent {
         return Ok(None);
     }
-    audit::note(session, actor, "join --move", &servers::named(&old)).await?;
-    Ok(Some(old.nickname))
+    audit::note(session, actor, "join --move", &servers::named(old)).await?;
+    Ok(Some(old.nickname.clone()))
 }
 
 /// The parent said yes.

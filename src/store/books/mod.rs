@@ -23,45 +23,30 @@ pub use rules::{Rule, rules_of};
 pub use servers::{LinkState, Neighbour, Role, neighbours};
 
 use super::{Session, Store};
-use crate::error::{Kind, Result};
+use crate::error::{Error, Kind, Result};
 
-/// States of records, by the names that stand in the tables.
-pub mod state {
-    #![allow(missing_docs)]
-    pub const NEW: &str = "NEW";
-    pub const PENDING: &str = "PENDING";
-    pub const SENT: &str = "SENT";
-    pub const SENT_AGAIN: &str = "SENT_AGAIN";
-    pub const SEND_FAILED: &str = "SEND_FAILED";
-    pub const FAILED: &str = "FAILED";
-    pub const FAILED_AND_STOPPED: &str = "FAILED_AND_STOPPED";
-    pub const COMMITTED: &str = "COMMITTED";
-    pub const ALREADY_COMMITTED: &str = "ALREADY_COMMITTED";
-    pub const COMMITTED_AND_CONFIRMATION_SENT: &str = "COMMITTED_AND_CONFIRMATION_SENT";
-    pub const NOT_SUPPOSED_TO_SYNC: &str = "NOT_SUPPOSED_TO_SYNC";
-    pub const REJECTED: &str = "REJECTED";
-
-    /// All of them, in the order in which they are shown.
-    pub const ALL: [&str; 12] = [
-        NEW,
-        PENDING,
-        SENT,
-        SENT_AGAIN,
-        SEND_FAILED,
-        FAILED,
-        FAILED_AND_STOPPED,
-        COMMITTED,
-        ALREADY_COMMITTED,
-        COMMITTED_AND_CONFIRMATION_SENT,
-        NOT_SUPPOSED_TO_SYNC,
-        REJECTED,
-    ];
-}
-
-/// How often [`write`] tries before it gives a lock up.
+/// How often a transaction is tried before a lock is given up.
 const ATTEMPTS_MAX: u32 = 20;
 
+/// Counts the attempts at a transaction that a lock was in the way of.
+#[derive(Debug, Default)]
+pub struct Attempts(u32);
+
+impl Attempts {
+    /// Whether to try again after `error`; waits a little before it says yes.
+    pub async fn again(&mut self, error: &Error) -> bool {
+        self.0 += 1;
+        if error.kind() != Kind::Busy || self.0 >= ATTEMPTS_MAX {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(25 * u64::from(self.0))).await;
+        true
+    }
+}
+
 /// Runs `work` in a transaction and commits it; again, a little later, when a lock was in the way.
+/// Its future cannot be spawned (a closure that borrows is not `Send` for every lifetime): code that
+/// is spawned loops over [`Attempts`] itself.
 ///
 /// # Errors
 /// What `work` says, and [`Busy`](Kind::Busy) when the lock does not come free.
@@ -69,13 +54,10 @@ pub async fn write<T>(
     store: &Store,
     mut work: impl AsyncFnMut(&mut Session) -> Result<T>,
 ) -> Result<T> {
-    let mut attempt = 1;
+    let mut attempts = Attempts::default();
     loop {
         match attempt_write(store, &mut work).await {
-            Err(error) if error.kind() == Kind::Busy && attempt < ATTEMPTS_MAX => {
-                tokio::time::sleep(Duration::from_millis(25 * u64::from(attempt))).await;
-                attempt += 1;
-            }
+            Err(error) if attempts.again(&error).await => {}
             other => return other,
         }
     }

@@ -7,35 +7,8 @@ use super::audit;
 use super::servers::Neighbour;
 use crate::catalog::Class;
 use crate::error::{Error, Result};
+pub use crate::rules::{Rule, effective};
 use crate::store::Session;
-
-/// One rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// A class, or a prefix that ends in `*`.
-    pub name: String,
-    /// Whether we send it.
-    pub send_to: bool,
-    /// Whether we take it.
-    pub receive_from: bool,
-}
-
-impl Rule {
-    /// Whether the rule speaks of `class`.
-    #[must_use]
-    pub fn matches(&self, class: &str) -> bool {
-        match self.name.strip_suffix('*') {
-            Some(prefix) => class.starts_with(prefix),
-            None => self.name == class,
-        }
-    }
-}
-
-/// The rule that counts for `class`: the longest that matches.
-#[must_use]
-pub fn effective<'a>(rules: &'a [Rule], class: &str) -> Option<&'a Rule> {
-    rules.iter().filter(|rule| rule.matches(class)).max_by_key(|rule| rule.name.len())
-}
 
 /// The rules of one server.
 pub async fn rules_of(session: &mut Session, server_id: i64) -> Result<Vec<Rule>> {
@@ -211,19 +184,6 @@ pub async fn classes(session: &mut Session) -> Result<Vec<Class>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn rule(name: &str, send_to: bool) -> Rule {
-        Rule { name: name.into(), send_to, receive_from: true }
-    }
-
-    #[test]
-    fn the_longest_matching_name_wins() {
-        let rules = [rule("a*", false), rule("ab*", true), rule("abc", false)];
-        assert_eq!(effective(&rules, "abc"), Some(&rules[2]));
-        assert_eq!(effective(&rules, "abcd"), Some(&rules[1]));
-        assert_eq!(effective(&rules, "ax"), Some(&rules[0]));
-        assert_eq!(effective(&rules, "b"), None);
-    }
 
     #[test]
     fn a_star_stands_at_the_end_only() {

@@ -4,11 +4,11 @@ use std::collections::HashMap;
 
 use super::identity::{Identity, identity};
 use super::servers::{self, Neighbour, Role};
-use super::state;
 use crate::error::Result;
+use crate::state::State;
 use crate::store::Session;
 
-/// How many records are in which state, in the order of [`state::ALL`], states without any left out.
+/// How many records are in which state, in the order of [`State::ALL`], states without any left out.
 pub type Counts = Vec<(String, i64)>;
 
 /// A server and its links.
@@ -47,8 +47,15 @@ impl Link {
     /// Records that are not there yet and may still get there.
     #[must_use]
     pub fn waiting(&self) -> i64 {
-        let open = [state::NEW, state::PENDING, state::SENT, state::SENT_AGAIN, state::SEND_FAILED];
-        self.out.iter().filter(|(name, _)| open.contains(&name.as_str())).map(|(_, n)| n).sum()
+        let open = [State::New, State::Sent, State::SentAgain, State::SendFailed];
+        self.in_states(&open)
+    }
+
+    /// Records on their way out that are in one of these states.
+    #[must_use]
+    pub fn in_states(&self, states: &[State]) -> i64 {
+        let counted = |name: &str| states.iter().any(|state| state.as_str() == name);
+        self.out.iter().filter(|(name, _)| counted(name)).map(|(_, number)| number).sum()
     }
 }
 
@@ -121,7 +128,7 @@ async fn grouped(session: &mut Session, sql: &str) -> Result<HashMap<i64, Counts
     for row in session.query(sql, Vec::new()).await? {
         counts.entry(row.int(0)?).or_default().push((row.text(1)?.to_owned(), row.int(2)?));
     }
-    let place = |name: &str| state::ALL.iter().position(|known| *known == name);
+    let place = |name: &str| State::ALL.iter().position(|known| known.as_str() == name);
     for list in counts.values_mut() {
         list.sort_by_key(|(name, _)| place(name).unwrap_or(usize::MAX));
     }

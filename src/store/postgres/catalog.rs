@@ -46,8 +46,7 @@ struct Tables {
 impl Tables {
     fn add(&mut self, row: &Row) -> Result<()> {
         let (schema, table) = (row.text(1)?, row.text(2)?);
-        let name =
-            if row.flag(3)? { table.to_owned() } else { format!("{schema}.{table}") };
+        let name = if row.flag(3)? { table.to_owned() } else { format!("{schema}.{table}") };
         let obstacle = row.flag(4)?.then(|| {
             "row-level security hides rows from this role, so they could not be captured: \
              run `track` as a role with BYPASSRLS, or as the owner without FORCE ROW LEVEL SECURITY"

@@ -156,7 +156,8 @@ mod tests {
             .map(|field| match field {
                 None => String::new(),
                 Some(text) => {
-                    let special = |c: char| matches!(c, '"' | '\\' | '(' | ')' | ',') || c.is_whitespace();
+                    let special =
+                        |c: char| matches!(c, '"' | '\\' | '(' | ')' | ',') || c.is_whitespace();
                     if text.is_empty() || text.chars().any(special) {
                         format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\"\""))
                     } else {

@@ -1,6 +1,7 @@
 //! PostgreSQL through diesel-async: connections, transactions and statements made at run time.
 
 pub mod catalog;
+pub mod databases;
 pub mod image;
 pub mod triggers;
 

@@ -16,8 +16,7 @@ use crate::store::session::{Dialect, Session, literal, quote};
 
 /// Settings under which values are printed, whatever the writer's are. Each of these changes some
 /// value's text.
-const SETTINGS: &str = "SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' \
-    SET intervalstyle = 'postgres' SET timezone = 'UTC' SET bytea_output = 'hex' \
+const SETTINGS: &str = "SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET timezone = 'UTC' SET bytea_output = 'hex' \
     SET extra_float_digits = 1 SET lc_monetary = 'C' SET xmlbinary = 'base64'";
 
 /// The condition under which a write is captured: it is not the applier's.
@@ -48,8 +47,9 @@ pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
     for (kind, body) in bodies(tracked, catalog)? {
         statements.push(format!(
             "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
-             {SETTINGS} AS {}",
+             SET search_path = {} {SETTINGS} AS {}",
             function(tracked, kind),
+            search_path(&tracked.class),
             literal(&body)
         ));
     }
@@ -69,10 +69,20 @@ pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
 /// Statements that remove them, whether they are there or not.
 #[must_use]
 pub fn drop(tracked: &Tracked) -> Vec<String> {
-    let functions = KINDS.iter().map(|(kind, ..)| {
-        format!("DROP FUNCTION IF EXISTS {}() CASCADE", function(tracked, kind))
-    });
+    let functions = KINDS
+        .iter()
+        .map(|(kind, ..)| format!("DROP FUNCTION IF EXISTS {}() CASCADE", function(tracked, kind)));
     functions.collect()
+}
+
+/// Nothing but the system's names; where a condition of the configuration is run, the schema of the
+/// table behind them, so that the condition can name the host's tables.
+fn search_path(class: &Class) -> String {
+    if class.slots().any(|slot| slot.reference.when.is_some()) {
+        format!("pg_catalog, {}, pg_temp", quote(&class.schema))
+    } else {
+        "pg_catalog, pg_temp".to_owned()
+    }
 }
 
 fn function(tracked: &Tracked, kind: &str) -> String {
@@ -110,9 +120,9 @@ pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32
         let tables = i64::try_from(targets(tracked).len()).unwrap_or(i64::MAX);
         let whole = bodies(tracked, catalog)?.into_iter().all(|(kind, body)| {
             let name = format!("capture_{}_{kind}", tracked.id);
-            present.get(name.as_str()).is_some_and(|(source, count)| {
-                *source == body && *count >= tables
-            })
+            present
+                .get(name.as_str())
+                .is_some_and(|(source, count)| *source == body && *count >= tables)
         });
         if !whole {
             missing.push(tracked.id);
@@ -124,20 +134,41 @@ pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32
 
 /// The bodies of the functions, by kind.
 fn bodies(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<(&'static str, String)>> {
-    let writer = Writer { tracked, class: &tracked.class, catalog };
+    let writer = Writer { tracked, class: &tracked.class, catalog, conditions: true };
+    let safe = Writer { conditions: false, ..writer };
     Ok(vec![
-        ("insert", writer.body(&writer.insert()?)),
-        ("update", writer.body(&writer.update()?)),
-        ("delete", writer.body(&writer.delete("branchline_old")?)),
+        ("insert", writer.body(&guarded(&writer, writer.insert()?, safe.insert()?))),
+        ("update", writer.body(&guarded(&writer, writer.update()?, safe.update()?))),
+        (
+            "delete",
+            writer.body(&guarded(
+                &writer,
+                writer.delete("branchline_old")?,
+                safe.delete("branchline_old")?,
+            )),
+        ),
         ("truncate", writer.truncate()?),
     ])
 }
 
+/// A condition of the configuration that fails must not break the host's write: the change is
+/// captured without the references that hang on conditions.
+fn guarded(writer: &Writer<'_>, statements: String, safe: String) -> String {
+    if writer.class.slots().any(|slot| slot.reference.when.is_some()) {
+        format!("BEGIN {statements} EXCEPTION WHEN OTHERS THEN {safe} END;")
+    } else {
+        statements
+    }
+}
+
 /// Writes the function bodies of one class.
+#[derive(Clone, Copy)]
 struct Writer<'a> {
     tracked: &'a Tracked,
     class: &'a Class,
     catalog: &'a Catalog,
+    /// Whether references with conditions are looked up.
+    conditions: bool,
 }
 
 /// The references of one image: SELECT expression and the joins that it needs.
@@ -177,7 +208,7 @@ impl Writer<'_> {
         }
         let (mut fields, mut joins) = (Vec::new(), String::new());
         for (n, slot) in slots.into_iter().enumerate() {
-            if key_only && !slot.in_key {
+            if (key_only && !slot.in_key) || (!self.conditions && slot.reference.when.is_some()) {
                 fields.push("NULL".to_owned());
                 continue;
             }
@@ -191,7 +222,9 @@ impl Writer<'_> {
                 local
             } else {
                 // An id kept as text: what is no number refers to nothing, and never raises.
-                format!("CASE WHEN {local}::text ~ '^[0-9]{{1,18}}$' THEN {local}::text::bigint END")
+                format!(
+                    "CASE WHEN {local}::text ~ '^[0-9]{{1,18}}$' THEN {local}::text::bigint END"
+                )
             };
             let _ = write!(
                 joins,
@@ -239,8 +272,8 @@ impl Writer<'_> {
 
     /// Old and new images pair by the local primary key; what does not pair left or came.
     fn update(&self) -> Result<String> {
-        let primary = !self.class.set
-            && self.class.local.iter().all(|n| self.class.columns[*n].not_null);
+        let primary =
+            !self.class.set && self.class.local.iter().all(|n| self.class.columns[*n].not_null);
         if !primary {
             return Ok(format!("{} {}", self.delete("branchline_old")?, self.insert()?));
         }
@@ -248,8 +281,10 @@ impl Writer<'_> {
             self.class.local.iter().map(|n| quote(&self.class.columns[*n].name)).collect();
         let pairs = local.iter().map(|c| format!("branchline_old.{c} = branchline_new.{c}"));
         let pairs = pairs.collect::<Vec<_>>().join(" AND ");
-        let (gone, came) =
-            (format!("branchline_new.{} IS NULL", local[0]), format!("branchline_old.{} IS NULL", local[0]));
+        let (gone, came) = (
+            format!("branchline_new.{} IS NULL", local[0]),
+            format!("branchline_old.{} IS NULL", local[0]),
+        );
         let (old, new) =
             (self.refs("branchline_old", 'o', true)?, self.refs("branchline_new", 'n', false)?);
         Ok(format!(

@@ -89,7 +89,8 @@ fn touch(
 ) {
     match ways.get_mut(&row) {
         None => {
-            let way = Way { tracked: Arc::clone(tracked), first: old, last: new, again: false, touched };
+            let way =
+                Way { tracked: Arc::clone(tracked), first: old, last: new, again: false, touched };
             ways.insert(row, way);
         }
         Some(way) => {
@@ -107,7 +108,9 @@ fn net(row: RowId, way: Way, locals: &Locals) -> Option<Net> {
         (None, None) => return None,
         (None, Some(new)) => (Op::Insert, all_values(&tracked, new, locals), Vec::new()),
         (Some(old), None) => (Op::Delete, Vec::new(), all_values(&tracked, old, locals)),
-        (Some(_), Some(new)) if again => (Op::Update, all_values(&tracked, new, locals), Vec::new()),
+        (Some(_), Some(new)) if again => {
+            (Op::Update, all_values(&tracked, new, locals), Vec::new())
+        }
         (Some(old), Some(new)) => {
             let values = changed_values(&tracked, old, new, locals);
             if values.is_empty() {

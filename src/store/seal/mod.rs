@@ -23,7 +23,7 @@ use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
-use crate::merge::{Clock, Seen, Stamp, Time};
+use crate::merge::{Clock, Stamp, Time};
 use crate::record::{Body, Item, Op, limits, payload};
 use crate::rules::Rules;
 
@@ -108,8 +108,7 @@ impl Sealer<'_> {
             self.bounds.sqlite_gap_ms,
         )
         .await?;
-        let mut sealed =
-            Sealed { changes: window.seqs.len(), records: 0, more: window.more };
+        let mut sealed = Sealed { changes: window.seqs.len(), records: 0, more: window.more };
         if window.seqs.is_empty() {
             return Ok(sealed);
         }
@@ -218,7 +217,8 @@ impl Sealer<'_> {
             let size = payload::size_hint(&item);
             let full = cut.last().is_some_and(|part| {
                 !part.is_empty()
-                    && (bytes + size > self.bounds.part_bytes_max || part.len() >= limits::ITEMS_MAX)
+                    && (bytes + size > self.bounds.part_bytes_max
+                        || part.len() >= limits::ITEMS_MAX)
             });
             if full {
                 cut.push(Vec::new());
@@ -271,13 +271,13 @@ impl Sealer<'_> {
         }
         outbox::write_sealed(session, actors, &self.identity.signing_key, self.neighbours, records)
             .await?;
-        books::identity::save_counters(session, self.identity.clock, self.identity.next_number).await
+        books::identity::save_counters(session, self.identity.clock, self.identity.next_number)
+            .await
     }
 
     /// Removes the changes that are sealed now.
     async fn take(&self, session: &mut Session, seqs: Vec<i64>) -> Result<()> {
-        let sql =
-            format!("DELETE FROM @sync_change WHERE {}", session.dialect().any("seq", 1));
+        let sql = format!("DELETE FROM @sync_change WHERE {}", session.dialect().any("seq", 1));
         session.execute(&sql, vec![Datum::Ints(seqs)]).await?;
         Ok(())
     }
@@ -286,7 +286,7 @@ impl Sealer<'_> {
 /// Moves the state of a row on by a local change, and makes the item that says so.
 fn item(net: Net, state: &mut crate::merge::RowState, stamp: Stamp) -> Item {
     let columns = net.values.iter().map(|(name, _)| Arc::clone(name));
-    let seen = state.touch_local(net.op, columns, stamp);
+    let (seen, erased) = state.touch_local(net.op, columns, stamp);
     if net.op == Op::Delete {
         state.shadow = Some(net.shadow.into_iter().collect());
     } else {
@@ -297,7 +297,7 @@ fn item(net: Net, state: &mut crate::merge::RowState, stamp: Stamp) -> Item {
         op: net.op,
         values: net.values,
         seen,
-        erased: Seen::new(),
+        erased,
         stamps: Vec::new(),
         base: None,
     }

@@ -134,7 +134,8 @@ async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw>
         )
         .await?;
     let full = rows.len() >= limit;
-    let (mut raw, mut group, mut last_at) = (Raw { more: full, ..Raw::default() }, Vec::new(), None);
+    let (mut raw, mut group, mut last_at) =
+        (Raw { more: full, ..Raw::default() }, Vec::new(), None);
     let mut seqs = Vec::new();
     for row in rows {
         let at = row.time(9)?;
@@ -152,13 +153,13 @@ async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw>
             group.push(row);
         }
     }
-    if !group.is_empty() && !(full && raw.groups.is_empty()) && !full {
+    if !full && !group.is_empty() {
         raw.groups.push(group);
         raw.seqs.append(&mut seqs);
     }
     if raw.groups.is_empty() && !raw.seqs.is_empty() {
         // Nothing but marks: they are dealt with, and there is no reason to look further at once.
-        raw.more = full && !raw.seqs.is_empty();
+        raw.more = full;
         raw.groups.push(Vec::new());
     }
     Ok(raw)
@@ -213,12 +214,11 @@ async fn learn_shapes<'a>(
     if missing.is_empty() {
         return Ok(());
     }
-    let sql = format!(
-        "SELECT id, columns FROM @sync_shape WHERE {}",
-        session.dialect().any("id", 1)
-    );
+    let sql =
+        format!("SELECT id, columns FROM @sync_shape WHERE {}", session.dialect().any("id", 1));
     for row in session.query(&sql, vec![Datum::Ints(missing)]).await? {
-        let id = i32::try_from(row.int(0)?).map_err(|_| Error::failed("a shape is out of range"))?;
+        let id =
+            i32::try_from(row.int(0)?).map_err(|_| Error::failed("a shape is out of range"))?;
         shapes.insert(id, names(row.text(1)?)?);
     }
     Ok(())

@@ -392,4 +392,3 @@ mod tests {
         assert_eq!(bind("1.50", "NUMERIC TEXT"), Datum::Text(Some("1.50".into())));
     }
 }
-

@@ -4,7 +4,7 @@
 //! is in hand is remembered by name, not as "all up to here": a message whose writer was slow to
 //! rename it comes late, but comes.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
