@@ -28,7 +28,7 @@ pub(crate) struct Sql {
 
 enum Open {
     Postgres(Postgres),
-    Sqlite(Box<SqliteConnection>),
+    Sqlite(SqliteConnection),
 }
 
 impl Sql {
@@ -89,7 +89,7 @@ impl Open {
                  PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;",
             )
             .map_err(|error| failed(&error))?;
-        Ok(Self::Sqlite(Box::new(connection)))
+        Ok(Self::Sqlite(connection))
     }
 }
 
