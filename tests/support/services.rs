@@ -48,8 +48,8 @@ struct Service {
     standard: fn() -> Vec<String>,
     /// Whether it answers there and lets us in.
     answers: fn(&str) -> Result<(), Failure>,
-    /// Starts one in an empty folder.
-    start: fn(&std::path::Path) -> Result<private::Started, Failure>,
+    /// Starts one in an empty folder, and says how it is ended before anything runs for long.
+    start: fn(&std::path::Path, &mut private::Stop) -> Result<String, Failure>,
     /// Its Debian package, and its name in `docker-compose.yml`.
     package: &'static str,
     compose: &'static str,

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::private::Started;
+use super::private::Stop;
 use super::programs::{command, folder_of, id, quote, run, unprivileged, words};
 use super::{Failure, Service};
 use crate::support::{block_on, free_port};
@@ -80,7 +80,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 }
 
 /// Runs initdb and pg_ctl, as somebody without rights when we are root.
-fn start(folder: &Path) -> Result<Started, Failure> {
+fn start(folder: &Path, stop: &mut Stop) -> Result<String, Failure> {
     let bin = folder_of("initdb", &["/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin"])?;
     let user = unprivileged()?;
     let user = user.as_deref();
@@ -101,6 +101,9 @@ fn start(folder: &Path) -> Result<Started, Failure> {
          -c max_connections=300 -c shared_buffers=64MB"
     );
     let control = bin.join("pg_ctl");
+    let end = words(user, &control, &["-D", &data, "-m", "immediate", "stop"]);
+    let end: Vec<_> = end.iter().map(|word| quote(word)).collect();
+    stop.also(&format!("cd {} && {}", quote(&folder.display().to_string()), end.join(" ")))?;
     let arguments = ["-D", &data, "-l", &log, "-w", "-t", "60", "-o", &settings, "start"];
     let status = command(&words(user, &control, &arguments))
         .current_dir(folder)
@@ -112,9 +115,7 @@ fn start(folder: &Path) -> Result<Started, Failure> {
         let log = std::fs::read_to_string(&log).unwrap_or_default();
         return Err(format!("`pg_ctl start` failed ({status:?}): {}", log.trim()));
     }
-    let stop = words(user, &control, &["-D", &data, "-m", "immediate", "stop"]);
-    let stop = stop.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" ");
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
     block_on(answers(&url))?;
-    Ok(Started { url, stop: format!("cd {} && {stop}", quote(&folder.display().to_string())) })
+    Ok(url)
 }

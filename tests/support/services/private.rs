@@ -19,11 +19,20 @@ use super::{Failure, Service};
 /// How long a service outlives its last user: the next process may be about to start.
 const LINGER_SECONDS: u32 = 20;
 
-/// A service that has been started.
-pub(super) struct Started {
-    pub(super) url: String,
-    /// Shell lines that end it.
-    pub(super) stop: String,
+/// The shell lines that end a service, the last first; they grow while it is being started, so that
+/// nothing is left of a start that was cut short.
+pub(super) struct Stop {
+    path: PathBuf,
+    lines: Vec<String>,
+}
+
+impl Stop {
+    /// One more line; that it fails is no matter.
+    pub(super) fn also(&mut self, line: &str) -> Result<(), Failure> {
+        self.lines.insert(0, line.to_owned());
+        std::fs::write(&self.path, self.lines.join("\n"))
+            .map_err(|error| format!("`{}`: {error}", self.path.display()))
+    }
 }
 
 /// Held until the process ends.
@@ -48,12 +57,14 @@ pub(super) fn url(service: &Service) -> Result<String, Failure> {
     clear(&folder)?;
     let data = folder.join("data");
     std::fs::create_dir(&data).map_err(failed)?;
-    let started = (service.start)(&data)?;
-    std::fs::write(folder.join("stop"), &started.stop).map_err(failed)?;
-    std::fs::write(folder.join("url"), &started.url).map_err(failed)?;
     keep(&folder)?;
+    let mut stop = Stop { path: folder.join("stop"), lines: Vec::new() };
+    let url = (service.start)(&data, &mut stop).inspect_err(|_| {
+        let _ = run(Command::new("sh").arg(&stop.path));
+    })?;
+    std::fs::write(folder.join("url"), &url).map_err(failed)?;
     IN_USE.lock().unwrap().push(users);
-    Ok(started.url)
+    Ok(url)
 }
 
 fn folder(name: &str) -> Result<PathBuf, Failure> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lapin::{Connection, ConnectionProperties};
 
-use super::private::Started;
+use super::private::Stop;
 use super::programs::folder_of;
 use super::{Failure, Service};
 use crate::support::{block_on, free_port};
@@ -28,7 +28,9 @@ pub(super) const SERVICE: Service = Service {
 async fn answers(url: &str) -> Result<(), Failure> {
     let talk = async {
         let connection = Connection::connect(url, ConnectionProperties::default()).await?;
-        connection.create_channel().await?;
+        // Held: dropped it would be closing while the connection closes, an error.
+        let channel = connection.create_channel().await?;
+        channel.close(200, "".into()).await?;
         connection.close(200, "".into()).await
     };
     match tokio::time::timeout(ANSWER_WITHIN, talk).await {
@@ -38,7 +40,7 @@ async fn answers(url: &str) -> Result<(), Failure> {
     }
 }
 
-fn start(folder: &Path) -> Result<Started, Failure> {
+fn start(folder: &Path, stop: &mut Stop) -> Result<String, Failure> {
     // Not Debian's wrapper, which serves one folder and one user only.
     let installed = ["/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin", "/opt/rabbitmq/sbin"];
     let sbin = folder_of("rabbitmq-server", &installed)?;
@@ -49,14 +51,12 @@ fn start(folder: &Path) -> Result<Started, Failure> {
     std::fs::write(folder.join("enabled_plugins"), "[].\n").map_err(failed)?;
     std::fs::write(folder.join("env.conf"), "").map_err(failed)?;
 
-    let mapper = spawn(
-        Command::new(folder_of("epmd", &["/usr/lib/erlang/erts-*/bin"])?.join("epmd")).args([
-            "-address",
-            "127.0.0.1",
-            "-port",
-            &epmd.to_string(),
-        ]),
-    )?;
+    let mapper = folder_of("epmd", &["/usr/lib/erlang/erts-*/bin"])?.join("epmd");
+    let port_of_mapper = epmd.to_string();
+    let arguments = ["-address", "127.0.0.1", "-port", &port_of_mapper];
+    let mapper = spawn(Command::new(mapper).args(arguments))?;
+    stop.also(&format!("kill -TERM {}", mapper.id()))?;
+
     let mut server = Command::new(sbin.join("rabbitmq-server"));
     server
         .env("HOME", folder)
@@ -81,19 +81,10 @@ fn start(folder: &Path) -> Result<Started, Failure> {
     }
     let mut server = spawn(&mut server)?;
     let url = format!("amqp://guest:guest@127.0.0.1:{port}/%2f");
-    // The group: the server is a shell script with Erlang below it.
-    let stop = format!(
-        "kill -TERM -{0} 2>/dev/null; for i in 1 2 3 4 5 6 7 8 9 10; do \
-         kill -0 -{0} 2>/dev/null || break; sleep 1; done; kill -KILL -{0} 2>/dev/null\n\
-         kill -TERM {1} 2>/dev/null\n",
-        server.id(),
-        mapper.id()
-    );
-    let waited = wait(&url, &mut server, folder);
-    if waited.is_err() {
-        let _ = Command::new("sh").args(["-c", &stop]).status();
-    }
-    waited.map(|()| Started { url, stop })
+    // The group: the server is a shell script with Erlang below it. Its data need no care.
+    stop.also(&format!("kill -KILL -{}", server.id()))?;
+    wait(&url, &mut server, folder)?;
+    Ok(url)
 }
 
 fn spawn(command: &mut Command) -> Result<Child, Failure> {
@@ -111,9 +102,19 @@ fn wait(url: &str, server: &mut Child, folder: &Path) -> Result<(), Failure> {
         };
         let ended = server.try_wait().ok().flatten();
         if ended.is_some() || Instant::now() > deadline {
-            let log = folder.join("log");
-            return Err(format!("it did not start ({ended:?}, {failure}); see {}", log.display()));
+            let log = last_lines(&folder.join("log"));
+            return Err(format!("it did not start ({ended:?}, {failure}): {log}"));
         }
         std::thread::sleep(Duration::from_millis(200));
     }
+}
+
+/// The end of what stands in the files of a folder, which will be gone.
+fn last_lines(folder: &Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        text += &std::fs::read_to_string(entry.path()).unwrap_or_default();
+    }
+    let lines: Vec<_> = text.lines().collect();
+    lines[lines.len().saturating_sub(8)..].join(" | ")
 }
