@@ -2,6 +2,7 @@
 
 mod books;
 mod capture_sqlite;
+mod interceptor;
 mod openmrs;
 mod transport;
 mod tree;
