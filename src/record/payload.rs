@@ -25,6 +25,9 @@ const PIECE: u8 = 2;
 
 type Digest = [u8; 32];
 
+/// The kind of a slot that is written, and its bytes.
+type Encoded = (u8, Vec<u8>);
+
 /// A payload and its leaf in the batch that is signed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Sealed {
@@ -121,8 +124,8 @@ pub fn encode_parts(bodies: &[Body]) -> Result<Vec<Sealed>> {
 }
 
 /// Gives each piece a part of its own; what is between pieces stays together.
-fn cut(slots: Vec<(u8, Vec<u8>)>) -> Vec<Vec<(u8, Vec<u8>)>> {
-    let mut parts: Vec<Vec<(u8, Vec<u8>)>> = Vec::new();
+fn cut(slots: Vec<Encoded>) -> Vec<Vec<Encoded>> {
+    let mut parts: Vec<Vec<Encoded>> = Vec::new();
     for slot in slots {
         match parts.last_mut() {
             Some(part) if slot.0 == ITEM && part.last().is_some_and(|last| last.0 == ITEM) => {
@@ -137,7 +140,7 @@ fn cut(slots: Vec<(u8, Vec<u8>)>) -> Vec<Vec<(u8, Vec<u8>)>> {
     parts
 }
 
-fn encode_slots(body: &Body) -> Result<(Names, Vec<(u8, Vec<u8>)>)> {
+fn encode_slots(body: &Body) -> Result<(Names, Vec<Encoded>)> {
     if body.items.len() > limits::ITEMS_MAX {
         return Err(Error::failed("a record has too many items: it has to be cut into parts"));
     }
@@ -167,7 +170,7 @@ fn encode_slots(body: &Body) -> Result<(Names, Vec<(u8, Vec<u8>)>)> {
     Ok((writer.into_names()?, slots))
 }
 
-fn seal(body: &Body, part: (u32, u32), names: &Names, slots: &[(u8, Vec<u8>)]) -> Result<Sealed> {
+fn seal(body: &Body, part: (u32, u32), names: &Names, slots: &[Encoded]) -> Result<Sealed> {
     let head = pack(&Head {
         original: Bytes::new(body.original_uuid.as_bytes()),
         number: body.number,

@@ -369,7 +369,7 @@ pub async fn untrack(session: &mut Session, names: &[String]) -> Result<Vec<Stri
         }
         let waiting = session
             .query_one(
-                "SELECT count(*) FROM @sync_change WHERE class_id = $1",
+                "SELECT count(*) FROM @sync_change WHERE class_id = $1 AND op < 4",
                 vec![tracked.id.into()],
             )
             .await?
@@ -395,7 +395,10 @@ pub async fn untrack(session: &mut Session, names: &[String]) -> Result<Vec<Stri
             )
             .await?;
         session
-            .execute("DELETE FROM @sync_shape WHERE class_id = $1", vec![tracked.id.into()])
+            .execute(
+                "DELETE FROM @sync_shape WHERE class_id = $1 AND op < 4",
+                vec![tracked.id.into()],
+            )
             .await?;
     }
     let mut names: Vec<String> = chosen.iter().map(|one| one.class.name.to_string()).collect();

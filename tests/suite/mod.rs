@@ -2,6 +2,7 @@
 
 mod books;
 mod capture_sqlite;
+mod cli;
 mod interceptor;
 mod openmrs;
 mod transport;

@@ -216,10 +216,3 @@ mod tests {
         (rabbitmq::SERVICE.answers)(amqp_url()).unwrap();
     }
 }
-
-/// The PostgreSQL server to test against, from `BRANCHLINE_TEST_POSTGRES_URL` or where it usually
-/// is.
-pub(crate) fn postgres_url() -> String {
-    std::env::var("BRANCHLINE_TEST_POSTGRES_URL")
-        .unwrap_or_else(|_| "postgres://postgres@127.0.0.1:5432/postgres".to_owned())
-}

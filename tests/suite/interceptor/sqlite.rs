@@ -1,5 +1,8 @@
 //! What only SQLite has: marks, and one writer at a time.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use branchline::interceptor::SyncSqliteConnection;
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
@@ -243,11 +246,11 @@ async fn a_statement_that_rolls_back_by_itself_leaves_a_usable_connection() {
 async fn a_transaction_that_reads_then_writes_is_never_in_the_relays_way() {
     let mut b = Bench::new().await;
     b.conn.batch_execute("PRAGMA synchronous = OFF").await.unwrap();
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stop = Arc::new(AtomicBool::new(false));
     let (mut relay, done) = (b.stranger(), stop.clone());
     let relay = std::thread::spawn(move || {
         let mut sealed = 0;
-        while !done.load(std::sync::atomic::Ordering::SeqCst) {
+        while !AtomicBool::load(&done, SeqCst) {
             relay
                 .batch_execute("BEGIN IMMEDIATE; DELETE FROM sync_change; COMMIT")
                 .expect("the relay waits its turn");
@@ -265,7 +268,7 @@ async fn a_transaction_that_reads_then_writes_is_never_in_the_relays_way() {
             .await
             .unwrap();
     }
-    stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    stop.store(true, SeqCst);
     assert!(relay.join().unwrap() > 0);
     assert_eq!(b.patients().await.len(), 300);
 }
