@@ -39,6 +39,9 @@ const SOON: Duration = Duration::from_millis(50);
 /// No ring and no lock takes that long.
 const LATE: Duration = Duration::from_secs(20);
 
+/// Held by a test that listens to the bell of the process: a ring is for one.
+static PROCESS: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Whether it was rung since the last time.
 async fn rang(wake: &Wake) -> bool {
     timeout(SOON, wake.notified()).await.is_ok()

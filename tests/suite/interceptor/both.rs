@@ -353,9 +353,9 @@ macro_rules! suite {
             #[tokio::test(flavor = "multi_thread")]
             async fn plain_establish_rings_for_the_process() {
                 let b = Bench::new().await;
+                let _alone = PROCESS.lock().await;
                 let mut conn = <Connection as AsyncConnection>::establish(&b.url).await.unwrap();
                 add(&mut conn, 1, "a").await.unwrap();
-                // Another test may ring it too; none may take this ring away.
                 timeout(LATE, Wake::process().notified()).await.expect("it rang");
             }
         }
