@@ -15,6 +15,8 @@
 //! the broker milliseconds later. The queries are plain Diesel either way; all there is to do is to
 //! open connections through the publisher.
 
+#![allow(missing_docs)]
+
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -90,7 +92,7 @@ macro_rules! clinic {
         mod $name {
             use super::*;
 
-            pub async fn run(conn: &mut $Connection) -> Result<()> {
+            pub(super) async fn run(conn: &mut $Connection) -> Result<()> {
                 conn.batch_execute(&SCHEMA.replace("{ID}", $id)).await?;
                 let amina = admit(conn, "Amina Otieno").await?;
                 let first = [("weight_kg", 61.5), ("temperature_c", 38.4)];
@@ -228,7 +230,7 @@ mod publishing {
 
     use super::{Config, Context, Intercepted, Path, Result, SyncConnection};
 
-    pub struct Publisher {
+    pub(super) struct Publisher {
         url: String,
         wake: Wake,
         stop: CancellationToken,
@@ -237,7 +239,7 @@ mod publishing {
 
     impl Publisher {
         /// Starts the relay beside the application.
-        pub async fn start(url: &str, file: &Path) -> Result<Self> {
+        pub(super) async fn start(url: &str, file: &Path) -> Result<Self> {
             let database = [("database_url".to_owned(), url.to_owned())];
             let config = Config::load(file, true, &database)?;
             let (wake, stop) = (Wake::new(), CancellationToken::new());
@@ -248,14 +250,14 @@ mod publishing {
         }
 
         /// Opens a connection whose commits the relay hears of.
-        pub async fn connect<C: Intercepted>(&self) -> Result<SyncConnection<C>> {
+        pub(super) async fn connect<C: Intercepted>(&self) -> Result<SyncConnection<C>> {
             SyncConnection::establish_with(&self.url, self.wake.clone())
                 .await
                 .context("the database does not open")
         }
 
         /// Finishes what is in hand.
-        pub async fn stop(self) -> Result<()> {
+        pub(super) async fn stop(self) -> Result<()> {
             self.stop.cancel();
             Ok(self.running.await??)
         }

@@ -138,6 +138,23 @@ async fn what_captures_nothing_leaves_no_mark() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_note_of_the_triggers_is_not_marked() {
+    let mut b = Bench::new().await;
+    b.conn
+        .batch_execute(
+            "CREATE TRIGGER noting AFTER INSERT ON note BEGIN
+                 INSERT INTO sync_change (class_id, op) VALUES (1, 5); END",
+        )
+        .await
+        .unwrap();
+    add(&mut b.conn, 1).await.unwrap();
+    diesel::insert_into(note::table).values(note::id.eq(1)).execute(&mut b.conn).await.unwrap();
+    assert_eq!(b.ops(), [1, 4, 5]);
+    add(&mut b.conn, 2).await.unwrap();
+    assert_eq!(b.ops(), [1, 4, 5, 1, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn statement_and_mark_commit_together_or_not_at_all() {
     let mut b = Bench::new().await;
     b.conn.batch_execute("DROP TRIGGER sync_mark_insert").await.unwrap();
