@@ -6,6 +6,7 @@ mod openmrs;
 mod refs;
 mod replace;
 mod schema;
+mod storm;
 
 use self::bench::Bench;
 
