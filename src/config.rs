@@ -583,7 +583,7 @@ mod tests {
             ("windw = 5", &[], "windw"),
             ("window = \"many\"", &[], "expected usize"),
             ("window = 0", &[], "`window` is 0"),
-            ("poll_every = \"soon\"", &[], "time"),
+            ("poll_every = \"soon\"", &[], "duration"),
             ("zstd_level = 40", &[], "`zstd_level`"),
             ("broker_url = \"http://x\"", &[], "`amqp://`"),
             ("database_url = \"mysql://x\"", &[], "`postgres://`"),

@@ -3,6 +3,7 @@
 
 mod again;
 mod clinic;
+mod contention;
 mod errors;
 
 use std::collections::BTreeSet;

@@ -87,10 +87,6 @@ impl TestServer {
         self.folder.path()
     }
 
-    pub(crate) fn database(&self) -> &TestDatabase {
-        &self.database
-    }
-
     /// Whether the database is SQLite.
     pub(crate) fn is_sqlite(&self) -> bool {
         self.database.path().is_some()
@@ -249,11 +245,6 @@ impl TestServer {
     pub(crate) fn texts(&self, sql: &str) -> Vec<String> {
         let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         self.query(sql).iter().map(|row| text(&row[0])).collect()
-    }
-
-    /// Lets go of the database.
-    pub(crate) fn disconnect(&self) {
-        self.sql.close();
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) struct Databases {
 }
 
 impl Databases {
-    /// On the PostgreSQL server of the tests.
+    /// On the PostgreSQL server that the tests use.
     pub(crate) fn postgres() -> Self {
         Self::on(Some(super::services::postgres_url().to_owned()))
     }
@@ -34,7 +34,7 @@ impl Databases {
         let name = self.name(name);
         databases::create(&url, &name)
             .await
-            .unwrap_or_else(|error| panic!("no database can be made: {error:?}"));
+            .unwrap_or_else(|error| panic!("`{name}` cannot be made: {error:?}"));
         let made = databases::renamed(&url, &name);
         self.made.push(name);
         made

@@ -28,7 +28,7 @@ pub(crate) struct Sql {
 
 enum Open {
     Postgres(Postgres),
-    Sqlite(Box<SqliteConnection>),
+    Sqlite(SqliteConnection),
 }
 
 impl Sql {
@@ -53,7 +53,7 @@ impl Sql {
             Open::Postgres(postgres) => postgres.query(&sql.replace("@sync_", "branchline.sync_")),
             Open::Sqlite(sqlite) => {
                 let rows =
-                    sql_query(sql.replace("@sync_", "sync_")).load::<SqliteRow>(&mut **sqlite);
+                    sql_query(sql.replace("@sync_", "sync_")).load::<SqliteRow>(sqlite);
                 rows.map(|rows| rows.into_iter().map(|row| row.0).collect())
                     .map_err(|error| error.to_string())
             }
@@ -89,7 +89,7 @@ impl Open {
                  PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;",
             )
             .map_err(|error| failed(&error))?;
-        Ok(Self::Sqlite(Box::new(connection)))
+        Ok(Self::Sqlite(connection))
     }
 }
 
