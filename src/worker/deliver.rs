@@ -39,7 +39,11 @@ pub(super) struct Message {
 ///
 /// # Errors
 /// [`Decode`](Kind::Decode), saying what is wrong with it.
-pub(super) fn open(context: &Context, neighbour: &Neighbour, body: &Bytes) -> Result<(Opened, Vec<u8>)> {
+pub(super) fn open(
+    context: &Context,
+    neighbour: &Neighbour,
+    body: &Bytes,
+) -> Result<(Opened, Vec<u8>)> {
     let opened = Opened::parse(body.clone())?;
     if opened.header.receiver != context.identity.server {
         return Err(Error::decode("a message is for another server"));
@@ -61,7 +65,11 @@ pub(super) fn open(context: &Context, neighbour: &Neighbour, body: &Bytes) -> Re
 
 /// Applies messages of one link in their order, and answers. Returns once all of it is safe to
 /// take off the queue.
-pub(super) async fn deliver(engine: &Engine, neighbour: &Neighbour, messages: &[Message]) -> Result<()> {
+pub(super) async fn deliver(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    messages: &[Message],
+) -> Result<()> {
     let _busy = engine.activity.busy();
     let mut tries = 0;
     let (applied, last) = loop {

@@ -1,5 +1,6 @@
 //! The suites, one for each room.
 
 mod books;
+mod capture_postgres;
 mod capture_sqlite;
 mod transport;
