@@ -49,9 +49,9 @@ impl Decider<'_> {
         }
         match table.foreign_keys.iter().find(|key| key.columns == [column]) {
             None => self.given_key(table).is_none_or(|key| key != [column]),
-            Some(key) => match self.tables.get(key.target.as_str()) {
-                Some(target) if depth > 0 => {
-                    self.meaning(target, &key.target_columns[0], depth - 1).is_some()
+            Some(key) => match (self.tables.get(key.target.as_str()), key.target_columns.first()) {
+                (Some(target), Some(other)) if depth > 0 => {
+                    self.meaning(target, other, depth - 1).is_some()
                 }
                 _ => true,
             },

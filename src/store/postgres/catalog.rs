@@ -292,7 +292,7 @@ pub async fn behind(session: &mut Session, classes: &[&Class]) -> Result<Vec<Beh
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum = d.refobjsubid \
              WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass \
              AND d.deptype IN ('a', 'i') AND q.seqincrement > 0 \
-             AND has_sequence_privilege(s.oid, 'SELECT') ORDER BY 1, 2",
+             AND CASE s.relkind WHEN 'S' THEN has_sequence_privilege(s.oid, 'SELECT') END ORDER BY 1, 2",
             vec![],
         )
         .await?;
