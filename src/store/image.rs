@@ -49,7 +49,9 @@ pub fn datum(dialect: Dialect, value: &Value, column: &Column) -> Datum {
 #[must_use]
 pub fn bind_sql(dialect: Dialect, expr: &str, column: &Column) -> String {
     match dialect {
-        Dialect::Postgres => format!("{expr}::text::{}", column.sql_type),
+        Dialect::Postgres => {
+            format!("{expr}::text::{}", postgres::image::cast(&column.sql_type))
+        }
         Dialect::Sqlite => expr.to_owned(),
     }
 }

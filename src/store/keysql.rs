@@ -88,12 +88,14 @@ fn looked_up(
     let id = match (dialect, column.kind) {
         // An id kept as text: what is no number refers to nothing.
         (Dialect::Postgres, kind) if kind != TypeKind::Int => {
-            format!("CASE WHEN {local}::text ~ '^[0-9]{{1,18}}$' THEN {local}::text::bigint END")
+            format!(
+                "CASE WHEN {local}::text ~ '^(0|[1-9][0-9]{{0,17}})$' THEN {local}::text::bigint END"
+            )
         }
         _ => local,
     };
     let lookup = format!(
-        "(SELECT {key} FROM {} AS {inner} WHERE {inner}.{} = {id})",
+        "(SELECT {key} FROM {} AS {inner} WHERE {inner}.{} = {id} LIMIT 1)",
         table(&target.class),
         quote(&reference.target_column)
     );
@@ -112,7 +114,11 @@ pub fn canonical(dialect: Dialect, column: &Column, expr: &str) -> String {
              THEN rtrim(rtrim({expr}::text, '0'), '.') ELSE {expr}::text END"
         ),
         (Dialect::Postgres, TypeKind::TimestampTz) => {
-            format!("replace(replace({expr}::text, ' ', 'T'), '+00', 'Z')")
+            // Only the plain shape, as on the wire.
+            format!(
+                "regexp_replace({expr}::text, '^([0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}) ([0-9:.]+)[+]00$', \
+                 E'\\\\1T\\\\2Z')"
+            )
         }
         (Dialect::Postgres, TypeKind::Bytes) => format!("encode({expr}, 'hex')"),
         (Dialect::Postgres, TypeKind::PaddedText) => format!("rtrim({expr}::text, ' ')"),

@@ -4,13 +4,17 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+mod prepare;
+mod untrack;
+
+pub use untrack::untrack;
+
 use serde::Serialize;
-use uuid::Uuid;
 
 use super::keysql;
-use super::session::{Datum, Dialect, Session, quote};
-use super::{books, postgres, rows, seal, sqlite};
-use crate::catalog::decide::{self, Action, Decision, Remark, Request, UUID_COLUMN};
+use super::session::{Dialect, Session};
+use super::{books, postgres, seal, sqlite};
+use crate::catalog::decide::{self, Remark, Request};
 use crate::catalog::{Catalog, Class, Table, Tracked};
 use crate::error::{Context as _, Error, Result};
 
@@ -30,7 +34,7 @@ pub struct Report {
 pub struct ClassReport {
     /// Its name.
     pub class: String,
-    /// `new`, `updated` or `unchanged`.
+    /// `new`, `updated`, `mended` (triggers were gone or out of date) or `unchanged`.
     pub state: &'static str,
     /// The columns that identify a row.
     pub key: Vec<String>,
@@ -82,47 +86,135 @@ pub async fn tables(session: &mut Session) -> Result<Vec<Table>> {
 
 /// Puts tables under capture, and brings those that are there already up to date.
 ///
+/// A class that is tracked and can be no longer (its table has a column now that looks like a
+/// reference, say) stays under capture as it was: the report says why under `refusals`.
+///
 /// # Errors
-/// [`Config`](crate::Kind::Config) when the database is no server yet, or a uuid column holds
-/// duplicates. Tables that are refused are no error: the report names them.
+/// [`Config`](crate::Kind::Config) when the database is no server yet, a key holds duplicates, or a
+/// condition of the configuration cannot be run. Tables that are refused are no error: the report
+/// names them.
 pub async fn track(session: &mut Session, mut request: Request) -> Result<Report> {
     seal::lock(session).await?;
     let old = load(session).await?;
-    request.tracked = old.tracked.values().map(|one| one.class.name.to_string()).collect();
+    request.tracked = old.tracked.values().map(|one| one.class.clone()).collect();
     let found = tables(session).await?;
     request.skipped = skipped(session, &found).await?;
     let decision = decide::decide(&found, &request);
-    let decision = prepare(session, &request, decision).await?;
+    let decision = prepare::prepare(session, &request, decision).await?;
     let mut report =
         Report { warnings: decision.warnings, refusals: decision.refusals, classes: Vec::new() };
-    let mut states = Vec::new();
-    for class in decision.classes {
-        let before = old.class(&class.name).cloned();
-        let (id, state) = store(session, &class, before.as_deref()).await?;
-        report.classes.push(shown(&class, state));
-        states.push((id, state));
+    for class in old.tracked.values().map(|tracked| &tracked.class.name) {
+        if !found.iter().any(|table| *table.name == **class) {
+            let text = "its table is gone: take it out with `branchline untrack`".to_owned();
+            report.warnings.push(Remark { class: class.to_string(), text });
+        }
     }
+    for class in &decision.classes {
+        try_conditions(session, class).await?;
+        let before = old.class(&class.name).cloned();
+        let state = store(session, class, before.as_deref()).await?;
+        report.classes.push(shown(class, state));
+    }
+    let catalog = load(session).await?;
+    make_triggers(session, &catalog, &found, &mut report).await?;
+    report.warnings.extend(sequences(session, &decision.classes).await?);
     report.classes.sort_by(|a, b| a.class.cmp(&b.class));
     report.warnings.sort();
+    report.warnings.dedup();
     report.refusals.sort();
-    let catalog = load(session).await?;
-    for (id, state) in states {
-        let Some(tracked) = catalog.tracked.get(&id) else { continue };
-        if state == "unchanged" && !missing(session, &catalog, id).await? {
-            continue;
-        }
-        make_triggers(session, tracked, &catalog).await?;
-    }
     Ok(report)
 }
 
-/// Whether triggers of a class are gone or differ.
-async fn missing(session: &mut Session, catalog: &Catalog, id: i32) -> Result<bool> {
-    let list = match session.dialect() {
-        Dialect::Postgres => postgres::triggers::missing(session, catalog).await?,
-        Dialect::Sqlite => sqlite::triggers::missing(session, catalog).await?,
+/// Makes or mends the triggers that are not as they should be, those of classes that could not be
+/// brought up to date included.
+async fn make_triggers(
+    session: &mut Session,
+    catalog: &Catalog,
+    found: &[Table],
+    report: &mut Report,
+) -> Result<()> {
+    let here = |tracked: &Tracked| found.iter().any(|table| *table.name == *tracked.class.name);
+    if session.dialect() == Dialect::Postgres {
+        for statement in postgres::triggers::support() {
+            session.batch(&statement).await?;
+        }
+    }
+    for id in missing(session, catalog).await? {
+        let Some(tracked) = catalog.tracked.get(&id).filter(|tracked| here(tracked)) else {
+            continue;
+        };
+        let name = &*tracked.class.name;
+        match session.dialect() {
+            Dialect::Postgres => postgres::triggers::install(session, tracked, catalog).await,
+            Dialect::Sqlite => install(session, tracked, catalog).await,
+        }
+        .context(|| format!("`{name}` cannot be captured"))?;
+        for class in &mut report.classes {
+            if class.class == name && class.state == "unchanged" {
+                class.state = "mended";
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
+    let create = sqlite::triggers::create(tracked, catalog)?;
+    for statement in sqlite::triggers::drop(tracked).into_iter().chain(create) {
+        session.batch(&statement).await?;
+    }
+    Ok(())
+}
+
+/// Classes whose triggers are gone or differ.
+async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32>> {
+    match session.dialect() {
+        Dialect::Postgres => postgres::triggers::missing(session, catalog).await,
+        Dialect::Sqlite => sqlite::triggers::missing(session, catalog).await,
+    }
+}
+
+/// Sequences that will give numbers which their tables have already.
+async fn sequences(session: &mut Session, classes: &[Class]) -> Result<Vec<Remark>> {
+    if session.dialect() == Dialect::Sqlite {
+        return Ok(Vec::new());
+    }
+    let classes: Vec<&Class> = classes.iter().collect();
+    let behind = postgres::catalog::behind(session, &classes).await?;
+    let remark = |one: postgres::catalog::Behind| Remark {
+        text: format!(
+            "its sequence gives {} next, and the table has {} already: the host's inserts will \
+             fail, and so will rows from other servers; SELECT setval('{}', {})",
+            one.next, one.highest, one.sequence, one.highest
+        ),
+        class: one.class,
     };
-    Ok(list.contains(&id))
+    Ok(behind.into_iter().map(remark).collect())
+}
+
+/// Runs each condition of the configuration once, over no row.
+async fn try_conditions(session: &mut Session, class: &Class) -> Result<()> {
+    let table = keysql::table(class);
+    for slot in class.slots() {
+        let Some(when) = &slot.reference.when else { continue };
+        let when = when.replace("{row}", "branchline_row");
+        let try_it = format!("SELECT 1 FROM {table} AS branchline_row WHERE ({when}) LIMIT 0");
+        let sql = match session.dialect() {
+            Dialect::Postgres => format!(
+                "SET LOCAL search_path = {}; {try_it}; SET LOCAL search_path = DEFAULT",
+                postgres::triggers::search_path(class)
+            ),
+            Dialect::Sqlite => try_it,
+        };
+        session.batch(&sql).await.map_err(|error| {
+            Error::config(format!(
+                "`when` of [[reference]] `{}.{}` cannot be run",
+                class.name, class.columns[slot.column].name
+            ))
+            .with_source(error)
+        })?;
+    }
+    Ok(())
 }
 
 /// Classes whose triggers are gone, or not as this version makes them.
@@ -130,10 +222,7 @@ async fn missing(session: &mut Session, catalog: &Catalog, id: i32) -> Result<bo
 /// # Errors
 /// Those of the database.
 pub async fn broken(session: &mut Session, catalog: &Catalog) -> Result<Vec<String>> {
-    let list = match session.dialect() {
-        Dialect::Postgres => postgres::triggers::missing(session, catalog).await?,
-        Dialect::Sqlite => sqlite::triggers::missing(session, catalog).await?,
-    };
+    let list = missing(session, catalog).await?;
     let names = list.iter().filter_map(|id| catalog.tracked.get(id));
     Ok(names.map(|tracked| tracked.class.name.to_string()).collect())
 }
@@ -144,19 +233,36 @@ pub async fn broken(session: &mut Session, catalog: &Catalog) -> Result<Vec<Stri
 /// Those of the database.
 pub async fn drifted(session: &mut Session, catalog: &Catalog) -> Result<Vec<String>> {
     let mut list = broken(session, catalog).await?;
-    for table in tables(session).await? {
+    let found = tables(session).await?;
+    list.retain(|name| found.iter().any(|table| table.name == *name));
+    for table in found {
         let Some(tracked) = catalog.class(&table.name) else { continue };
-        let now =
-            table.columns.iter().map(|column| (column.name.as_str(), column.sql_type.as_str()));
-        let then =
-            tracked.class.columns.iter().map(|column| (&*column.name, column.sql_type.as_str()));
-        if !now.eq(then) || table.partitions != tracked.class.partitions {
+        if differs(&table, &tracked.class) {
             list.push(table.name);
         }
     }
     list.sort();
     list.dedup();
     Ok(list)
+}
+
+/// Whether a table is not what its class says of it.
+fn differs(table: &Table, class: &Class) -> bool {
+    let now = table
+        .columns
+        .iter()
+        .map(|column| (&*column.name, &*column.sql_type, column.not_null, column.generated));
+    let then = class
+        .columns
+        .iter()
+        .map(|column| (&*column.name, &*column.sql_type, column.not_null, column.generated));
+    let primary = table.primary_key.iter().map(String::as_str);
+    let local = class.local.iter().map(|n| &*class.columns[*n].name);
+    !now.eq(then)
+        || (!table.primary_key.is_empty() && !primary.eq(local))
+        || table.partitions != class.partitions
+        || table.clashes != class.clashes
+        || table.host_triggers != class.host_triggers
 }
 
 /// Tables that `--all` leaves out: the default rules neither send nor receive them.
@@ -169,117 +275,18 @@ async fn skipped(session: &mut Session, found: &[Table]) -> Result<BTreeSet<Stri
     Ok(found.iter().map(|table| table.name.clone()).filter(|name| kept_back(name)).collect())
 }
 
-/// Does to the tables what tracking needs, and decides again where that changed them.
-async fn prepare(session: &mut Session, request: &Request, decision: Decision) -> Result<Decision> {
-    if decision.actions.is_empty() {
-        return Ok(decision);
-    }
-    for action in &decision.actions {
-        let class = |name: &str| decision.classes.iter().find(|class| &*class.name == name);
-        match action {
-            Action::AddUuid { class: name } => {
-                let Some(class) = class(name) else { continue };
-                let kind = match session.dialect() {
-                    Dialect::Postgres => "varchar(38)",
-                    Dialect::Sqlite => "VARCHAR(38)",
-                };
-                let table = keysql::table(class);
-                session
-                    .batch(&format!("ALTER TABLE {table} ADD COLUMN {UUID_COLUMN} {kind}"))
-                    .await
-                    .context(|| format!("`{name}` gets no uuid column"))?;
-                fill(session, class, UUID_COLUMN).await?;
-                make_unique(session, class, UUID_COLUMN).await?;
-            }
-            Action::FillUuid { class: name, column } => {
-                if let Some(class) = class(name) {
-                    fill(session, class, column).await?;
-                }
-            }
-            Action::MakeUnique { class: name, column } => {
-                if let Some(class) = class(name) {
-                    make_unique(session, class, column).await?;
-                }
-            }
-        }
-    }
-    let found = tables(session).await?;
-    let mut again = decide::decide(&found, &Request { add_uuid: false, ..request.clone() });
-    again.actions.clear();
-    Ok(again)
-}
-
-/// Gives every row whose uuid is NULL one. It is not captured: a first load or a copy brings it.
-async fn fill(session: &mut Session, class: &Class, column: &str) -> Result<()> {
-    let (table, column) = (keysql::table(class), quote(column));
-    rows::uncaptured(session, true).await?;
-    match session.dialect() {
-        Dialect::Postgres => {
-            let sql = format!(
-                "UPDATE {table} SET {column} = gen_random_uuid()::text WHERE {column} IS NULL"
-            );
-            session.execute(&sql, vec![]).await?;
-        }
-        Dialect::Sqlite => {
-            let find = format!("SELECT rowid FROM {table} WHERE {column} IS NULL");
-            let binds = session
-                .query(&find, vec![])
-                .await?
-                .iter()
-                .map(|row| {
-                    let id: Datum = Uuid::new_v4().into();
-                    Ok(vec![id, row.int(0)?.into()])
-                })
-                .collect::<Result<_>>()?;
-            let sql = format!("UPDATE {table} SET {column} = $1 WHERE rowid = $2");
-            session.execute_each(&sql, binds).await?;
-        }
-    }
-    rows::uncaptured(session, false).await
-}
-
-/// Duplicates that an error names at the most.
-const DUPLICATES_SHOWN: i64 = 5;
-
-async fn make_unique(session: &mut Session, class: &Class, column: &str) -> Result<()> {
-    let (table, name) = (keysql::table(class), quote(column));
-    let duplicates = session
-        .query(
-            &format!(
-                "SELECT CAST({name} AS TEXT) FROM {table} WHERE {name} IS NOT NULL \
-                 GROUP BY {name} HAVING count(*) > 1 LIMIT $1"
-            ),
-            vec![DUPLICATES_SHOWN.into()],
-        )
-        .await?;
-    if !duplicates.is_empty() {
-        let list: Vec<&str> =
-            duplicates.iter().filter_map(|row| row.opt_text(0).ok().flatten()).collect();
-        return Err(Error::config(format!(
-            "`{}.{column}` is to identify rows and is not unique: {} stand more than once; mend them, or use --key",
-            class.name,
-            list.join(", ")
-        )));
-    }
-    let index = quote(&format!("branchline_{}_{column}", class.table));
-    session
-        .batch(&format!("CREATE UNIQUE INDEX IF NOT EXISTS {index} ON {table} ({name})"))
-        .await
-        .context(|| format!("`{}.{column}` cannot be made unique", class.name))
-}
-
 /// Writes the definition and the shape of a class.
 async fn store(
     session: &mut Session,
     class: &Class,
     before: Option<&Tracked>,
-) -> Result<(i32, &'static str)> {
+) -> Result<&'static str> {
     let definition = serde_json::to_string(class)
         .map_err(|error| Error::failed("a class cannot be stored").with_source(error))?;
     if let Some(before) = before
         && before.class == *class
     {
-        return Ok((before.id, "unchanged"));
+        return Ok("unchanged");
     }
     let row = session
         .query_one(
@@ -304,25 +311,7 @@ async fn store(
     session
         .execute("UPDATE @sync_tracked SET shape = $2 WHERE id = $1", vec![id.into(), shape.into()])
         .await?;
-    Ok((number(id)?, if before.is_some() { "updated" } else { "new" }))
-}
-
-async fn make_triggers(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
-    let (drop, create) = match session.dialect() {
-        Dialect::Postgres => {
-            (postgres::triggers::drop(tracked), postgres::triggers::create(tracked, catalog)?)
-        }
-        Dialect::Sqlite => {
-            (sqlite::triggers::drop(tracked), sqlite::triggers::create(tracked, catalog)?)
-        }
-    };
-    for statement in drop.into_iter().chain(create) {
-        session
-            .batch(&statement)
-            .await
-            .context(|| format!("`{}` cannot be captured", tracked.class.name))?;
-    }
-    Ok(())
+    Ok(if before.is_some() { "updated" } else { "new" })
 }
 
 fn shown(class: &Class, state: &'static str) -> ClassReport {
@@ -338,70 +327,4 @@ fn shown(class: &Class, state: &'static str) -> ClassReport {
             .collect(),
         host_triggers: class.host_triggers.clone(),
     }
-}
-
-/// Takes tables out of capture; `names` empty means all. What was captured has to be sealed before.
-///
-/// # Errors
-/// [`Config`](crate::Kind::Config) for a class that is not tracked, that others refer to, or whose
-/// changes are not sealed yet.
-pub async fn untrack(session: &mut Session, names: &[String]) -> Result<Vec<String>> {
-    seal::lock(session).await?;
-    let catalog = load(session).await?;
-    let mut chosen: Vec<Arc<Tracked>> = Vec::new();
-    for name in names {
-        let tracked =
-            catalog.class(name).ok_or_else(|| Error::config(format!("`{name}` is not tracked")))?;
-        chosen.push(Arc::clone(tracked));
-    }
-    if names.is_empty() {
-        chosen = catalog.tracked.values().cloned().collect();
-    }
-    for tracked in &chosen {
-        let name = &tracked.class.name;
-        let leaving = |other: &Tracked| chosen.iter().any(|one| one.id == other.id);
-        let referring = rows::referring(&catalog, name);
-        if let Some((other, _, _)) = referring.iter().find(|(other, ..)| !leaving(other)) {
-            return Err(Error::config(format!(
-                "`{}` refers to `{name}`: untrack it first, or both together",
-                other.class.name
-            )));
-        }
-        let waiting = session
-            .query_one(
-                "SELECT count(*) FROM @sync_change WHERE class_id = $1 AND op < 4",
-                vec![tracked.id.into()],
-            )
-            .await?
-            .int(0)?;
-        if waiting > 0 {
-            return Err(Error::config(format!(
-                "{waiting} changes of `{name}` are not sealed yet: run `branchline sync` first"
-            )));
-        }
-    }
-    for tracked in &chosen {
-        let statements = match session.dialect() {
-            Dialect::Postgres => postgres::triggers::drop(tracked),
-            Dialect::Sqlite => sqlite::triggers::drop(tracked),
-        };
-        for statement in statements {
-            session.batch(&statement).await?;
-        }
-        session
-            .execute(
-                "UPDATE @sync_tracked SET definition = NULL, shape = NULL WHERE id = $1",
-                vec![tracked.id.into()],
-            )
-            .await?;
-        session
-            .execute(
-                "DELETE FROM @sync_shape WHERE class_id = $1 AND op < 4",
-                vec![tracked.id.into()],
-            )
-            .await?;
-    }
-    let mut names: Vec<String> = chosen.iter().map(|one| one.class.name.to_string()).collect();
-    names.sort();
-    Ok(names)
 }

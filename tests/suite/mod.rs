@@ -1,6 +1,7 @@
 //! The suites, one for each room.
 
 mod books;
+mod capture_postgres;
 mod capture_sqlite;
 mod cli;
 mod interceptor;

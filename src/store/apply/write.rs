@@ -11,6 +11,7 @@ use crate::record::{RowId, Value};
 use crate::store::bulk;
 use crate::store::image;
 use crate::store::keysql;
+use crate::store::postgres;
 use crate::store::rows::{self, Found};
 use crate::store::session::{Datum, Dialect, Session, placeholders, quote};
 
@@ -311,7 +312,7 @@ fn source(width: usize) -> String {
 }
 
 fn cast(n: usize, column: &Column) -> String {
-    format!("u.c{n}::{}", column.sql_type)
+    format!("u.c{n}::{}", postgres::image::cast(&column.sql_type))
 }
 
 fn insert_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {

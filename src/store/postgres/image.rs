@@ -133,6 +133,23 @@ pub fn text(value: &Value, column: &Column) -> Option<String> {
     })
 }
 
+/// The type that a text is cast to before it is assigned to a column of type `sql_type`: without its
+/// length, so that the column refuses what is too long; a cast would cut it off in silence.
+#[must_use]
+pub fn cast(sql_type: &str) -> String {
+    let (element, array) = match sql_type.find('[') {
+        Some(at) => sql_type.split_at(at),
+        None => (sql_type, ""),
+    };
+    let free = match element.split_once('(').map(|(name, _)| name) {
+        Some("character varying") => "character varying",
+        Some("character") => "bpchar",
+        Some("bit" | "bit varying") => "bit varying",
+        _ => element,
+    };
+    format!("{free}{array}")
+}
+
 fn float(value: f64) -> String {
     if value.is_nan() {
         "NaN".to_owned()
@@ -195,6 +212,20 @@ mod tests {
             ("12024-01-02 03:04:05+00", "12024-01-02 03:04:05+00"),
         ] {
             assert_eq!(rfc3339(from.to_owned()), to);
+        }
+    }
+
+    #[test]
+    fn a_cast_does_not_cut_a_text_off() {
+        for (from, to) in [
+            ("character varying(38)", "character varying"),
+            ("character(3)[]", "bpchar[]"),
+            ("bit(3)", "bit varying"),
+            ("numeric(10,2)", "numeric(10,2)"),
+            ("timestamp(0) without time zone", "timestamp(0) without time zone"),
+            ("\"my type(x)\"", "\"my type(x)\""),
+        ] {
+            assert_eq!(cast(from), to);
         }
     }
 

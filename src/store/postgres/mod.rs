@@ -135,7 +135,7 @@ impl Database {
 fn session_settings(limits: Limits) -> String {
     format!(
         "SET datestyle = 'ISO, YMD'; SET intervalstyle = 'postgres'; SET timezone = 'UTC'; \
-         SET bytea_output = 'hex'; SET extra_float_digits = 1; SET client_min_messages = warning; \
+         SET bytea_output = 'hex'; SET extra_float_digits = 1; SET lc_monetary = 'C'; SET client_min_messages = warning; \
          SET statement_timeout = {}; SET lock_timeout = {}; SET row_security = off; \
          SET idle_in_transaction_session_timeout = {}",
         limits.statement_within.as_millis(),

@@ -1,27 +1,41 @@
 //! The capture triggers of PostgreSQL: statement-level with transition tables, one set on a table
 //! and on each of its partitions.
 //!
-//! The functions are SECURITY DEFINER with every name qualified, so that they work for a role
-//! without rights and with an empty `search_path`; the triggers are ENABLE ALWAYS, so that
-//! `session_replication_role` does not switch them off. A row is taken whole, as composite text; no
-//! column is named but those of keys and references, so that an added, dropped or renamed column
-//! neither breaks a write nor escapes.
+//! They promise: every row that a statement inserts, updates, deletes or truncates is a row of
+//! `sync_change` in the writer's own transaction, whole and in full fidelity; and no write of the
+//! host fails because of them. So
+//! - the functions are SECURITY DEFINER with every name qualified: they work for a role without
+//!   rights and with an empty `search_path`; the triggers are ENABLE ALWAYS, so that
+//!   `session_replication_role` does not switch them off;
+//! - values are printed under settings of the function, whatever the writer's are (2 µs a call);
+//! - a row is taken whole, as composite text. Whether the table still has the columns that the
+//!   trigger was made for is folded into the plan, which the database makes anew when the table is
+//!   altered ([`support`]); else the names go along, read off the row itself;
+//! - names that a statement does need (keys and references) are tried first: where one is gone, the
+//!   row is captured without references, and the sealer finds them. Conditions from the
+//!   configuration are run by a function of their own that answers "no" when they fail.
+//!
+//! References are looked up by subselects, not joins: a join that was planned for a bulk load in
+//! the same session reads the whole target for every single row after it (20 µs become 1,000).
 
-use std::fmt::Write as _;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crate::catalog::{Catalog, Class, Slot, Tracked, TypeKind};
-use crate::error::{Error, Result};
+use crate::catalog::{Catalog, Class, Column, Slot, Tracked, TypeKind};
+use crate::error::Result;
 use crate::store::keysql;
 use crate::store::session::{Dialect, Session, literal, quote};
 
-/// Settings under which values are printed, whatever the writer's are. Each of these changes some
-/// value's text.
-const SETTINGS: &str = "SET datestyle = 'ISO, YMD' SET intervalstyle = 'postgres' SET timezone = 'UTC' SET bytea_output = 'hex' \
-    SET extra_float_digits = 1 SET lc_monetary = 'C' SET xmlbinary = 'base64'";
+/// Settings under which values are printed. Each of them changes some value's text.
+const SETTINGS: &str = "SET search_path = pg_catalog, pg_temp SET datestyle = 'ISO, YMD' \
+    SET intervalstyle = 'postgres' SET timezone = 'UTC' SET bytea_output = 'hex' \
+    SET extra_float_digits = 1 SET lc_monetary = 'C'";
 
 /// The condition under which a write is captured: it is not the applier's.
 const WHEN: &str =
     "WHEN (pg_catalog.current_setting('branchline.applying', true) IS DISTINCT FROM 'on')";
+
+const OLD: &str = "branchline_old";
+const NEW: &str = "branchline_new";
 
 /// The kinds of triggers: suffix, event, transition tables.
 const KINDS: [(&str, &str, &str); 4] = [
@@ -35,32 +49,39 @@ const KINDS: [(&str, &str, &str); 4] = [
     ("truncate", "BEFORE TRUNCATE", ""),
 ];
 
-/// Separates column names where they are compared.
-const SEPARATOR: char = '\u{1}';
+/// Stands for the table in the statement that TRUNCATE runs.
+const TABLE: &str = "@branchline@";
 
-/// Statements that make the functions and triggers of a class.
+/// The function that all triggers share.
+///
+/// `table_with(name, columns)` is the table of that name if it has just these columns. It is said to
+/// be immutable, so that a plan works it out once; a plan that reads a transition table is thrown
+/// away when that table is altered. In a transaction that reads an old snapshot it says "none",
+/// because there `pg_attribute` is old and the row is not.
+#[must_use]
+pub fn support() -> Vec<String> {
+    let body = "DECLARE found oid := pg_catalog.to_regclass(name); BEGIN \
+        IF pg_catalog.current_setting('transaction_isolation') IN ('read committed', 'read uncommitted') \
+        AND ARRAY(SELECT a.attname::text FROM pg_catalog.pg_attribute a WHERE a.attrelid = found \
+        AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum) = columns \
+        THEN RETURN found; END IF; RETURN 0; END";
+    vec![format!(
+        "CREATE OR REPLACE FUNCTION branchline.table_with(name text, columns text[]) RETURNS oid \
+         LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS {}",
+        escaped(body)
+    )]
+}
+
+/// Statements that make the functions and triggers of a class, [`support`] included.
 ///
 /// # Errors
 /// When a class that it refers to is not tracked.
 pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
-    let mut statements = Vec::new();
-    for (kind, body) in bodies(tracked, catalog)? {
-        statements.push(format!(
-            "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
-             SET search_path = {} {SETTINGS} AS {}",
-            function(tracked, kind),
-            search_path(&tracked.class),
-            literal(&body)
-        ));
-    }
+    let mut statements = support();
+    statements.extend(functions(tracked, catalog)?.into_iter().map(|function| function.sql));
     for table in targets(tracked) {
-        for (kind, event, tables) in KINDS {
-            statements.push(format!(
-                "CREATE TRIGGER branchline_{kind} {event} ON {table} {tables} FOR EACH STATEMENT \
-                 {WHEN} EXECUTE FUNCTION {}()",
-                function(tracked, kind)
-            ));
-            statements.push(format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER branchline_{kind}"));
+        for kind in KINDS {
+            statements.extend(trigger(tracked, &table, kind));
         }
     }
     Ok(statements)
@@ -69,31 +90,40 @@ pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
 /// Statements that remove them, whether they are there or not.
 #[must_use]
 pub fn drop(tracked: &Tracked) -> Vec<String> {
-    let functions = KINDS
-        .iter()
-        .map(|(kind, ..)| format!("DROP FUNCTION IF EXISTS {}() CASCADE", function(tracked, kind)));
-    functions.collect()
+    let kinds = KINDS.iter().map(|(kind, ..)| format!("{}()", function(tracked, kind)));
+    let conditions = tracked.class.slots().enumerate().filter(|(_, slot)| conditional(slot));
+    let conditions = conditions.map(|(n, _)| format!("{}(anyelement)", condition(tracked, n)));
+    kinds
+        .chain(conditions)
+        .map(|function| format!("DROP FUNCTION IF EXISTS {function} CASCADE"))
+        .collect()
 }
 
-/// Nothing but the system's names; where a condition of the configuration is run, the schema of the
-/// table behind them, so that the condition can name the host's tables.
-fn search_path(class: &Class) -> String {
-    if class.slots().any(|slot| slot.reference.when.is_some()) {
-        format!("pg_catalog, {}, pg_temp", quote(&class.schema))
-    } else {
-        "pg_catalog, pg_temp".to_owned()
+/// Brings functions and triggers of a class up to date, and touches no table whose triggers are
+/// well: a function can be replaced without waiting for those who write.
+///
+/// # Errors
+/// Those of the database, and those of [`create`].
+pub async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
+    for function in functions(tracked, catalog)? {
+        session.batch(&function.sql).await?;
     }
-}
-
-fn function(tracked: &Tracked, kind: &str) -> String {
-    format!("branchline.capture_{}_{kind}", tracked.id)
-}
-
-/// The table and its partitions, as SQL names them.
-fn targets(tracked: &Tracked) -> Vec<String> {
-    let mut list = vec![keysql::table(&tracked.class)];
-    list.extend(tracked.class.partitions.iter().cloned());
-    list
+    let standing = standing(session).await?;
+    let wanted = targets(tracked);
+    for kind in KINDS {
+        let name = format!("capture_{}_{}", tracked.id, kind.0);
+        let there = standing.get(&name).cloned().unwrap_or_default();
+        for table in wanted.iter().filter(|table| !there.contains(*table)) {
+            for statement in trigger(tracked, table, kind) {
+                session.batch(&statement).await?;
+            }
+        }
+        // A partition that was detached is no part of the class any more.
+        for table in there.iter().filter(|table| !wanted.contains(*table)) {
+            session.batch(&format!("DROP TRIGGER branchline_{} ON {table}", kind.0)).await?;
+        }
+    }
+    Ok(())
 }
 
 /// The classes whose triggers are gone, switched off, or not as [`create`] makes them.
@@ -103,28 +133,28 @@ fn targets(tracked: &Tracked) -> Vec<String> {
 pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32>> {
     let rows = session
         .query(
-            "SELECT p.proname, p.prosrc, count(t.oid) FILTER (WHERE t.tgenabled = 'A') \
-             FROM pg_proc p LEFT JOIN pg_trigger t ON t.tgfoid = p.oid AND NOT t.tgisinternal \
-             AND t.tgparentid = 0 \
-             WHERE p.pronamespace = 'branchline'::regnamespace AND p.proname LIKE 'capture\\_%' \
-             GROUP BY p.oid, p.proname, p.prosrc",
+            "SELECT p.proname, p.prosrc FROM pg_catalog.pg_proc p \
+             JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
+             WHERE n.nspname = 'branchline' AND p.proname LIKE 'capture\\_%'",
             vec![],
         )
         .await?;
-    let mut present = std::collections::HashMap::new();
+    let mut sources = HashMap::new();
     for row in &rows {
-        present.insert(row.text(0)?, (row.text(1)?, row.int(2)?));
+        sources.insert(row.text(0)?, row.text(1)?);
     }
+    let standing = standing(session).await?;
     let mut missing = Vec::new();
     for tracked in catalog.tracked.values() {
-        let tables = i64::try_from(targets(tracked).len()).unwrap_or(i64::MAX);
-        let whole = bodies(tracked, catalog)?.into_iter().all(|(kind, body)| {
-            let name = format!("capture_{}_{kind}", tracked.id);
-            present
-                .get(name.as_str())
-                .is_some_and(|(source, count)| *source == body && *count >= tables)
+        let wanted: BTreeSet<String> = targets(tracked).into_iter().collect();
+        let functions = functions(tracked, catalog)?;
+        let same = functions
+            .iter()
+            .all(|function| sources.get(function.name.as_str()) == Some(&function.body.as_str()));
+        let whole = KINDS.iter().all(|(kind, ..)| {
+            standing.get(&format!("capture_{}_{kind}", tracked.id)) == Some(&wanted)
         });
-        if !whole {
+        if !same || !whole {
             missing.push(tracked.id);
         }
     }
@@ -132,185 +162,314 @@ pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32
     Ok(missing)
 }
 
-/// The bodies of the functions, by kind.
-fn bodies(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<(&'static str, String)>> {
-    let writer = Writer { tracked, class: &tracked.class, catalog, conditions: true };
-    let safe = Writer { conditions: false, ..writer };
-    Ok(vec![
-        ("insert", writer.body(&guarded(&writer, writer.insert()?, safe.insert()?))),
-        ("update", writer.body(&guarded(&writer, writer.update()?, safe.update()?))),
-        (
-            "delete",
-            writer.body(&guarded(
-                &writer,
-                writer.delete("branchline_old")?,
-                safe.delete("branchline_old")?,
-            )),
-        ),
-        ("truncate", writer.truncate()?),
-    ])
+/// The tables on which each trigger function is called, always: function, tables.
+async fn standing(session: &mut Session) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let rows = session
+        .query(
+            "SELECT p.proname, '\"' || replace(n.nspname, '\"', '\"\"') || '\".\"' || \
+             replace(c.relname, '\"', '\"\"') || '\"' FROM pg_catalog.pg_trigger t \
+             JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid \
+             JOIN pg_catalog.pg_namespace f ON f.oid = p.pronamespace AND f.nspname = 'branchline' \
+             JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid \
+             JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+             WHERE t.tgenabled = 'A' AND p.proname LIKE 'capture\\_%'",
+            vec![],
+        )
+        .await?;
+    let mut standing: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for row in &rows {
+        standing.entry(row.text(0)?.to_owned()).or_default().insert(row.text(1)?.to_owned());
+    }
+    Ok(standing)
 }
 
-/// A condition of the configuration that fails must not break the host's write: the change is
-/// captured without the references that hang on conditions.
-fn guarded(writer: &Writer<'_>, statements: String, safe: String) -> String {
-    if writer.class.slots().any(|slot| slot.reference.when.is_some()) {
-        format!("BEGIN {statements} EXCEPTION WHEN OTHERS THEN {safe} END;")
+fn trigger(tracked: &Tracked, table: &str, (kind, event, rows): (&str, &str, &str)) -> [String; 3] {
+    [
+        format!("DROP TRIGGER IF EXISTS branchline_{kind} ON {table}"),
+        format!(
+            "CREATE TRIGGER branchline_{kind} {event} ON {table} {rows} FOR EACH STATEMENT {WHEN} \
+             EXECUTE FUNCTION {}()",
+            function(tracked, kind)
+        ),
+        format!("ALTER TABLE {table} ENABLE ALWAYS TRIGGER branchline_{kind}"),
+    ]
+}
+
+fn function(tracked: &Tracked, kind: &str) -> String {
+    format!("branchline.capture_{}_{kind}", tracked.id)
+}
+
+fn condition(tracked: &Tracked, slot: usize) -> String {
+    function(tracked, &format!("when_{slot}"))
+}
+
+fn conditional(slot: &Slot<'_>) -> bool {
+    slot.reference.when.is_some()
+}
+
+/// The table and its partitions, as SQL names them.
+fn targets(tracked: &Tracked) -> Vec<String> {
+    let mut list = vec![keysql::table(&tracked.class)];
+    list.extend(tracked.class.partitions.iter().cloned());
+    list
+}
+
+/// A literal that means the same whatever `standard_conforming_strings` is.
+fn escaped(text: &str) -> String {
+    if text.contains('\\') {
+        format!("E{}", literal(&text.replace('\\', "\\\\")))
     } else {
-        statements
+        literal(text)
     }
 }
 
+/// A function of a class.
+struct Function {
+    /// Without its schema.
+    name: String,
+    body: String,
+    sql: String,
+}
+
+fn functions(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<Function>> {
+    let writer = Writer { tracked, class: &tracked.class, catalog };
+    let bodies = [writer.insert()?, writer.update()?, writer.delete()?, writer.truncate()?];
+    let mut list = writer.conditions();
+    for ((kind, ..), body) in KINDS.iter().zip(bodies) {
+        let sql = format!(
+            "CREATE OR REPLACE FUNCTION {}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
+             {SETTINGS} AS {}",
+            function(tracked, kind),
+            escaped(&body)
+        );
+        list.push(Function { name: format!("capture_{}_{kind}", tracked.id), body, sql });
+    }
+    Ok(list)
+}
+
 /// Writes the function bodies of one class.
-#[derive(Clone, Copy)]
 struct Writer<'a> {
     tracked: &'a Tracked,
     class: &'a Class,
     catalog: &'a Catalog,
-    /// Whether references with conditions are looked up.
-    conditions: bool,
 }
 
-/// The references of one image: SELECT expression and the joins that it needs.
-struct Refs {
-    row: String,
-    joins: String,
+/// The columns of `sync_change` that a statement fills in beside class, operation and shape.
+struct Images<'a> {
+    old: &'a str,
+    new: &'a str,
+    old_refs: &'a str,
+    new_refs: &'a str,
 }
-
-const INTO: &str = "INSERT INTO branchline.sync_change \
-    (class_id, op, shape, columns, old_image, new_image, old_refs, new_refs)";
 
 impl Writer<'_> {
-    /// A body that works out once whether the table has the columns that it was made for.
-    fn body(&self, statements: &str) -> String {
-        let names: Vec<&str> = self.class.columns.iter().map(|column| &*column.name).collect();
-        let known = literal(&names.join(&SEPARATOR.to_string()));
+    /// Inserts what `from` yields into `sync_change`. `rows` is where the names of the columns can
+    /// be read off a row.
+    fn capture(&self, op: &str, images: &Images<'_>, rows: &str, from: &str) -> String {
+        let (shape, columns) = self.shape(rows);
+        let Images { old, new, old_refs, new_refs } = images;
         format!(
-            "DECLARE branchline_shape int := {shape}; branchline_columns text; BEGIN \
-             IF (SELECT string_agg(a.attname, E'\\x01' ORDER BY a.attnum) FROM pg_catalog.pg_attribute a \
-             WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped) <> {known} THEN \
-             branchline_shape := NULL; branchline_columns := (SELECT json_agg(a.attname ORDER BY a.attnum)::text \
-             FROM pg_catalog.pg_attribute a WHERE a.attrelid = TG_RELID AND a.attnum > 0 AND NOT a.attisdropped); \
-             END IF; {statements} RETURN NULL; END",
-            shape = self.tracked.shape,
+            "INSERT INTO branchline.sync_change \
+             (class_id, op, shape, columns, old_image, new_image, old_refs, new_refs) \
+             SELECT {}, {op}, {shape}, {columns}, {old}, {new}, {old_refs}, {new_refs} FROM {from}",
+            self.tracked.id,
         )
     }
 
-    fn start(&self) -> String {
-        format!("{INTO} SELECT {}", self.tracked.id)
+    /// The number of the list of columns where the row has just those; else NULL and the names.
+    fn shape(&self, rows: &str) -> (String, String) {
+        let names = self.class.columns.iter().map(|column| escaped(&column.name));
+        let known = format!("ARRAY[{}]::text[]", names.collect::<Vec<_>>().join(", "));
+        let table = escaped(&keysql::table(self.class));
+        let unaltered = format!("TG_RELID = branchline.table_with({table}, {known})");
+        let read = |what: &str| {
+            format!(
+                "(SELECT {what} FROM (SELECT ARRAY(SELECT pg_catalog.json_object_keys(\
+                 pg_catalog.row_to_json(branchline_row))) AS names \
+                 FROM (SELECT * FROM {rows} LIMIT 1) AS branchline_row) AS branchline_names)"
+            )
+        };
+        let shape = self.tracked.shape;
+        (
+            format!(
+                "CASE WHEN {unaltered} THEN {shape} ELSE {} END",
+                read(&format!("CASE WHEN names = {known} THEN {shape} END"))
+            ),
+            format!(
+                "CASE WHEN NOT ({unaltered}) THEN {} END",
+                read(&format!(
+                    "CASE WHEN names <> {known} THEN pg_catalog.to_json(names)::text END"
+                ))
+            ),
+        )
     }
 
-    /// The keys of the rows that an image refers to. Only those of key columns, where `key_only`.
-    fn refs(&self, alias: &str, prefix: char, key_only: bool) -> Result<Refs> {
+    /// The keys of the rows that an image refers to; only those of key columns where `key_only`.
+    fn refs(&self, alias: &str, key_only: bool) -> Result<String> {
         let slots: Vec<Slot<'_>> = self.class.slots().collect();
         if slots.is_empty() || (key_only && !slots.iter().any(|slot| slot.in_key)) {
-            return Ok(Refs { row: "NULL".to_owned(), joins: String::new() });
+            return Ok("NULL".to_owned());
         }
-        let (mut fields, mut joins) = (Vec::new(), String::new());
-        for (n, slot) in slots.into_iter().enumerate() {
-            if (key_only && !slot.in_key) || (!self.conditions && slot.reference.when.is_some()) {
+        let mut fields = Vec::with_capacity(slots.len());
+        for (n, slot) in slots.iter().enumerate() {
+            if key_only && !slot.in_key {
                 fields.push("NULL".to_owned());
                 continue;
             }
-            let target = self.catalog.class(&slot.reference.target).ok_or_else(|| {
-                Error::failed(format!("`{}` is referred to and not tracked", slot.reference.target))
-            })?;
             let column = &self.class.columns[slot.column];
-            let join = format!("{prefix}{n}");
-            let local = format!("{alias}.{}", quote(&column.name));
-            let id = if column.kind == TypeKind::Int {
-                local
-            } else {
-                // An id kept as text: what is no number refers to nothing, and never raises.
-                format!(
-                    "CASE WHEN {local}::text ~ '^[0-9]{{1,18}}$' THEN {local}::text::bigint END"
-                )
-            };
-            let _ = write!(
-                joins,
-                " LEFT JOIN {} AS {join} ON {join}.{} = {id}",
-                keysql::table(&target.class),
-                quote(&slot.reference.target_column)
-            );
-            let key = keysql::key(Dialect::Postgres, self.catalog, &target.class, &join)?;
-            fields.push(match &slot.reference.when {
-                Some(when) => {
-                    format!("CASE WHEN ({}) THEN {key} END", self.qualified(when, alias))
-                }
+            let mut plain = slot.reference.clone();
+            let when = plain.when.take();
+            let key = keysql::reference(Dialect::Postgres, self.catalog, column, &plain, alias)?;
+            fields.push(match when {
+                Some(_) => format!(
+                    "CASE WHEN {}({alias}::{}) THEN {key} END",
+                    condition(self.tracked, n),
+                    keysql::table(self.class)
+                ),
                 None => key,
             });
         }
-        Ok(Refs { row: format!("ROW({})::text", fields.join(", ")), joins })
+        Ok(format!("ROW({})::text", fields.join(", ")))
     }
 
-    /// A condition from the configuration, about the row `alias`.
-    fn qualified(&self, when: &str, alias: &str) -> String {
-        when.replace("{row}", alias)
+    /// One function for each condition of the configuration, which may name the host's tables and
+    /// may fail.
+    fn conditions(&self) -> Vec<Function> {
+        let slots = self.class.slots().enumerate();
+        slots
+            .filter_map(|(n, slot)| {
+                let when = slot.reference.when.as_ref()?.replace("{row}", "branchline_row");
+                let body =
+                    format!("BEGIN RETURN ({when}); EXCEPTION WHEN OTHERS THEN RETURN false; END");
+                let sql = format!(
+                    "CREATE OR REPLACE FUNCTION {}(branchline_row anyelement) RETURNS boolean \
+                     LANGUAGE plpgsql SET search_path = {} AS {}",
+                    condition(self.tracked, n),
+                    search_path(self.class),
+                    escaped(&body)
+                );
+                Some(Function { name: format!("capture_{}_when_{n}", self.tracked.id), body, sql })
+            })
+            .collect()
     }
 
     fn insert(&self) -> Result<String> {
-        let refs = self.refs("branchline_new", 'n', false)?;
-        Ok(format!(
-            "{} , 1, branchline_shape, branchline_columns, NULL, branchline_new::text, NULL, {} \
-             FROM branchline_new{};",
-            self.start(),
-            refs.row,
-            refs.joins
-        ))
+        let refs = self.refs(NEW, false)?;
+        let whole = self.insert_with(&refs);
+        Ok(guarded(NEW, &[&refs], &whole, &self.insert_with("NULL")))
     }
 
-    fn delete(&self, table: &str) -> Result<String> {
-        let refs = self.refs("branchline_old", 'o', true)?;
-        Ok(format!(
-            "{} , 3, branchline_shape, branchline_columns, branchline_old::text, NULL, {}, NULL \
-             FROM {table} AS branchline_old{};",
-            self.start(),
-            refs.row,
-            refs.joins
-        ))
+    fn insert_with(&self, refs: &str) -> String {
+        let images =
+            Images { old: "NULL", new: "branchline_new::text", old_refs: "NULL", new_refs: refs };
+        self.capture("1", &images, NEW, NEW)
+    }
+
+    fn delete(&self) -> Result<String> {
+        let refs = self.refs(OLD, true)?;
+        let whole = self.delete_with(&refs, OLD, OLD);
+        Ok(guarded(OLD, &[&refs], &whole, &self.delete_with("NULL", OLD, OLD)))
+    }
+
+    fn delete_with(&self, refs: &str, rows: &str, from: &str) -> String {
+        let images =
+            Images { old: "branchline_old::text", new: "NULL", old_refs: refs, new_refs: "NULL" };
+        self.capture("3", &images, rows, from)
     }
 
     /// Old and new images pair by the local primary key; what does not pair left or came.
     fn update(&self) -> Result<String> {
-        let primary =
-            !self.class.set && self.class.local.iter().all(|n| self.class.columns[*n].not_null);
-        if !primary {
-            return Ok(format!("{} {}", self.delete("branchline_old")?, self.insert()?));
+        let (old_refs, new_refs) = (self.refs(OLD, true)?, self.refs(NEW, false)?);
+        let apart = |old: &str, new: &str| {
+            format!("{}; {}", self.delete_with(old, OLD, OLD), self.insert_with(new))
+        };
+        let plain = apart("NULL", "NULL");
+        let local: Vec<&Column> =
+            self.class.local.iter().map(|n| &self.class.columns[*n]).collect();
+        let both = format!("{OLD}, {NEW}");
+        if self.class.set || local.iter().any(|column| !column.not_null) {
+            return Ok(guarded(
+                &both,
+                &[&old_refs, &new_refs],
+                &apart(&old_refs, &new_refs),
+                &plain,
+            ));
         }
-        let local: Vec<String> =
-            self.class.local.iter().map(|n| quote(&self.class.columns[*n].name)).collect();
-        let pairs = local.iter().map(|c| format!("branchline_old.{c} = branchline_new.{c}"));
-        let pairs = pairs.collect::<Vec<_>>().join(" AND ");
-        let (gone, came) = (
-            format!("branchline_new.{} IS NULL", local[0]),
-            format!("branchline_old.{} IS NULL", local[0]),
+        let pairs = local.iter().map(|column| same(column)).collect::<Vec<_>>().join(" AND ");
+        let first = quote(&local[0].name);
+        let (gone, came) = (format!("{NEW}.{first} IS NULL"), format!("{OLD}.{first} IS NULL"));
+        let images = Images {
+            old: &format!("CASE WHEN NOT ({came}) THEN {OLD}::text END"),
+            new: &format!("CASE WHEN NOT ({gone}) THEN {NEW}::text END"),
+            old_refs: &old_refs,
+            new_refs: &new_refs,
+        };
+        let whole = self.capture(
+            &format!("CASE WHEN {gone} THEN 3 WHEN {came} THEN 1 ELSE 2 END"),
+            &images,
+            NEW,
+            &format!(
+                "{OLD} FULL JOIN {NEW} ON {pairs} WHERE {gone} OR {came} OR {OLD} *<> {NEW} \
+                 ORDER BY ({gone}) DESC"
+            ),
         );
-        let (old, new) =
-            (self.refs("branchline_old", 'o', true)?, self.refs("branchline_new", 'n', false)?);
-        Ok(format!(
-            "{start} , CASE WHEN {gone} THEN 3 WHEN {came} THEN 1 ELSE 2 END, branchline_shape, \
-             branchline_columns, CASE WHEN {came} THEN NULL ELSE branchline_old::text END, \
-             CASE WHEN {gone} THEN NULL ELSE branchline_new::text END, {}, {} \
-             FROM branchline_old FULL JOIN branchline_new ON {pairs}{}{} \
-             WHERE {gone} OR {came} OR branchline_old *<> branchline_new \
-             ORDER BY ({gone}) DESC;",
-            old.row,
-            new.row,
-            old.joins,
-            new.joins,
-            start = self.start(),
-        ))
+        Ok(guarded(&both, &[&old_refs, &new_refs, &format!("({pairs})")], &whole, &plain))
     }
 
     /// Every row of the table itself: each partition has a trigger of its own.
     fn truncate(&self) -> Result<String> {
-        let delete = self.delete("ONLY %s")?.replace("branchline_shape", "$1");
-        let delete = delete.replace("branchline_columns", "$2");
-        let delete = delete.trim_end_matches(';').replace('%', "%%").replace("ONLY %%s", "ONLY %s");
-        Ok(self.body(&format!(
-            "EXECUTE pg_catalog.format({}, TG_RELID::pg_catalog.regclass) \
-             USING branchline_shape, branchline_columns;",
-            literal(&delete)
-        )))
+        let table = format!("ONLY {TABLE}");
+        let from = format!("{table} AS {OLD}");
+        let statement = |refs: &str| {
+            let sql = self.delete_with(refs, &table, &from).replace("TG_RELID", "$1");
+            format!(
+                "EXECUTE pg_catalog.replace({}, '{TABLE}', TG_RELID::pg_catalog.regclass::text) \
+                 USING TG_RELID;",
+                escaped(&sql)
+            )
+        };
+        let refs = self.refs(OLD, true)?;
+        let (whole, plain) = (statement(&refs), statement("NULL"));
+        Ok(if refs == "NULL" {
+            format!("BEGIN {plain} RETURN NULL; END")
+        } else {
+            format!("BEGIN BEGIN {whole} EXCEPTION WHEN OTHERS THEN {plain} END; RETURN NULL; END")
+        })
     }
+}
+
+/// A body that runs `whole`, or `plain` where a name in `names` is gone. The names are tried by a
+/// statement that reads nothing, so that no subtransaction writes.
+fn guarded(from: &str, names: &[&str], whole: &str, plain: &str) -> String {
+    let used: Vec<&str> = names.iter().copied().filter(|names| *names != "NULL").collect();
+    if used.is_empty() {
+        return format!("BEGIN {whole}; RETURN NULL; END");
+    }
+    format!(
+        "DECLARE branchline_whole boolean := true; BEGIN BEGIN \
+         PERFORM 1 FROM {from} WHERE false AND ROW({}) IS NULL; \
+         EXCEPTION WHEN OTHERS THEN branchline_whole := false; END; \
+         IF branchline_whole THEN {whole}; ELSE {plain}; END IF; RETURN NULL; END",
+        used.join(", ")
+    )
+}
+
+/// Whether a column of the old and the new row is the same, by an operator of the system's own:
+/// those of extensions may be out of sight.
+fn same(column: &Column) -> String {
+    let name = quote(&column.name);
+    match column.kind {
+        TypeKind::Text | TypeKind::PaddedText => {
+            format!("{OLD}.{name}::text COLLATE \"C\" = {NEW}.{name}::text COLLATE \"C\"")
+        }
+        _ => format!("{OLD}.{name} = {NEW}.{name}"),
+    }
+}
+
+/// Where conditions of the configuration find the host's tables.
+#[must_use]
+pub fn search_path(class: &Class) -> String {
+    let schema = quote(&class.schema);
+    let public = if class.schema == "public" { "" } else { ", public" };
+    format!("pg_catalog, {schema}{public}, pg_temp")
 }

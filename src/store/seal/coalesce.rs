@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::keys::{Locals, reference};
 use super::read::{Image, Transaction};
 use crate::catalog::Tracked;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::record::{Op, RowId, Value};
 
 /// What a transaction did to one row, in the end.
@@ -50,9 +50,14 @@ pub(super) fn coalesce(
     let mut rekeyed = Vec::new();
     for (n, change) in transaction.changes.into_iter().enumerate() {
         let tracked = change.tracked;
-        let id = |image: &Image| row_id(&tracked, image, change.seq);
-        let (old, new) = (change.old, change.new);
-        let keys = (old.as_ref().map(id).transpose()?, new.as_ref().map(id).transpose()?);
+        // An image without a key is left out: one row must not hold up all the others.
+        let keyed = |image: Option<Image>| match image {
+            Some(image) => row_id(&tracked, &image, change.seq).map(|id| (id, image)),
+            None => None,
+        };
+        let (from, old) = keyed(change.old).unzip();
+        let (to, new) = keyed(change.new).unzip();
+        let keys = (from, to);
         match keys {
             (Some(from), Some(to)) if from != to => {
                 touch(&mut ways, &tracked, from, old, None, n);
@@ -69,13 +74,17 @@ pub(super) fn coalesce(
     Ok((nets, rekeyed))
 }
 
-fn row_id(tracked: &Tracked, image: &Image, seq: i64) -> Result<RowId> {
+fn row_id(tracked: &Tracked, image: &Image, seq: i64) -> Option<RowId> {
     let class = Arc::clone(&tracked.class.name);
     match &image.key {
-        Some(key) => Ok(RowId { class, key: Arc::clone(key) }),
-        None => Err(Error::failed(format!(
-            "a row of `{class}` has no key (`sync_change` row {seq}): a key column is NULL or refers to nothing"
-        ))),
+        Some(key) => Some(RowId { class, key: Arc::clone(key) }),
+        None => {
+            tracing::error!(
+                %class, change.seq = seq,
+                "a row without a key is not sent: a column of its key is NULL or refers to nothing"
+            );
+            None
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use branchline::interceptor::SyncSqliteConnection;
 use diesel::connection::SimpleConnection as _;
 use diesel::prelude::*;
-use diesel::{Connection as _, SqliteConnection};
+use diesel::SqliteConnection;
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
 
 use super::*;
