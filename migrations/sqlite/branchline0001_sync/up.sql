@@ -45,7 +45,7 @@ CREATE TABLE sync_change (
     changed_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 );
 CREATE INDEX sync_change_local ON sync_change (class_id, local_id) WHERE local_id IS NOT NULL;
-CREATE INDEX sync_change_noted ON sync_change (class_id, clash) WHERE op = 5;
+CREATE INDEX sync_change_noted ON sync_change (class_id) WHERE op = 5;
 
 -- The images: values as they are stored, 32 a row. `part` is twice the number of such a piece, and 1
 -- more in the image after the change.

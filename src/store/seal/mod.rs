@@ -6,6 +6,7 @@
 
 mod coalesce;
 mod keys;
+pub mod order;
 mod read;
 
 use std::collections::BTreeSet;

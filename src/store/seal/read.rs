@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::order;
 use crate::catalog::{Catalog, Column, Tracked};
 use crate::error::{Context as _, Error, Result};
 use crate::record::Value;
@@ -185,6 +186,7 @@ async fn decode(
                 .context(|| format!("`sync_change` row {seq} cannot be read"))?;
             changes.extend(change);
         }
+        order::order(session, &mut changes).await?;
         if !changes.is_empty() {
             window.transactions.push(Transaction { changes });
         }

@@ -17,6 +17,7 @@ use super::{changes, triggers};
 use crate::catalog::{Catalog, Class, Column, Tracked, TypeKind, join_key, key_part};
 use crate::error::{Context as _, Error, Result};
 use crate::record::Value;
+use crate::store::seal::order::{Step, chain};
 use crate::store::session::{Datum, Session, literal, quote};
 
 /// How deep keys may depend on keys.
@@ -99,7 +100,7 @@ struct Moment {
 }
 
 /// A part of a row's key.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 enum Part {
     Text(Option<String>),
     Row(Place),
@@ -240,7 +241,7 @@ impl Known {
         }
         let images = changes::images_of(session, seqs).await?;
         for (place, rows) in places.iter().zip(found) {
-            let mut life = Vec::with_capacity(rows.len());
+            let mut life: Vec<Event> = Vec::with_capacity(rows.len());
             for row in rows {
                 let seq = row.int(0)?;
                 let names: Vec<String> = serde_json::from_str(row.text(1)?).map_err(|error| {
@@ -256,7 +257,7 @@ impl Known {
                     new: parts(true).transpose()?,
                 });
             }
-            self.lives.insert(place.clone(), life);
+            self.lives.insert(place.clone(), in_order(life));
         }
         Ok(())
     }
@@ -292,6 +293,20 @@ impl Known {
         }
         Ok(())
     }
+}
+
+/// Puts events into the order in which they happened (see [`order`]): the times stay in place.
+fn in_order(life: Vec<Event>) -> Vec<Event> {
+    let steps: Vec<Step<&Vec<Part>>> = life
+        .iter()
+        .map(|event| Step { from: event.old.as_ref(), to: event.new.as_ref() })
+        .collect();
+    let order = chain(&steps);
+    let event = |(time, n): (&Event, usize)| {
+        let happened = life.get(n)?;
+        Some(Event { seq: time.seq, old: happened.old.clone(), new: happened.new.clone() })
+    };
+    life.iter().zip(order).filter_map(event).collect()
 }
 
 /// What the key of a row was at a moment: `life` tells what it was before and after each of its

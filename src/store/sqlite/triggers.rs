@@ -13,10 +13,9 @@
 //!
 //! **REPLACE** removes rows without a delete trigger, unless `recursive_triggers` is on. So a BEFORE
 //! trigger notes the rows that agree with the new one in a unique index (op 5), with the values on
-//! which they clash. If the new row comes to stand, the noted ones are gone, and an AFTER trigger
-//! makes deletes of the notes. A noted row that is deleted or updated otherwise (an upsert,
-//! `recursive_triggers`, a host trigger that makes room) has its note made void in the same way.
-//! Notes of inserts that were ignored come to nothing, and go when changes are sealed. These are
+//! which they clash. When the new row stands, an AFTER trigger makes deletes of the notes whose rows
+//! are gone. A row that stayed (an upsert, a host trigger that made room) is left alone; one that is
+//! deleted otherwise (`recursive_triggers`, a host trigger) has its note made void. Notes of inserts that were ignored come to nothing, and go when changes are sealed. These are
 //! triggers of their own, so that a write which meets no notes costs a look at an empty index.
 
 use std::fmt::Write as _;
@@ -26,8 +25,9 @@ use crate::catalog::{Catalog, Clash, Class, Column, Tracked};
 use crate::error::Result;
 use crate::store::session::{Session, quote};
 
-/// How many changes back notes are kept, so that a long run of ignored inserts does not pile them up.
-const NOTES_BACK: u32 = 10_000;
+/// Notes that are kept of a class: more than one row clashes with, in as many triggers within
+/// triggers as make sense. Ignored inserts and upserts leave theirs behind.
+const NOTES_MAX: u32 = 32;
 
 /// What is written is the host's, not the applier's.
 const CAPTURING: &str = "NOT EXISTS (SELECT 1 FROM sync_applying)";
@@ -36,11 +36,12 @@ const CAPTURING: &str = "NOT EXISTS (SELECT 1 FROM sync_applying)";
 pub(super) const PIECE: usize = 32;
 
 /// Names of our triggers on a class, without what they all begin with.
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "note_insert",
     "note_update",
     "settle_insert",
     "settle_update",
+    "settle_leave",
     "settle_delete",
     "insert",
     "update",
@@ -149,21 +150,36 @@ impl Writer<'_> {
     fn note_insert(&self) -> String {
         let agree: Vec<String> =
             self.class.clashes.iter().map(|clash| self.agree(clash, "NEW")).collect();
-        self.note("note_insert", "BEFORE INSERT", &agree)
+        let void = vec![self.forget(&format!("clash IN ({})", self.clash_values()))];
+        self.note("note_insert", "BEFORE INSERT", CAPTURING, void, &agree)
     }
 
-    /// Notes the rows that an UPDATE OR REPLACE would remove: never the updated row itself.
+    /// Notes the rows that an UPDATE OR REPLACE would remove: never the updated row itself. An update
+    /// of nothing unique, as cascades and host triggers make within another, leaves notes alone.
     fn note_update(&self) -> String {
         let same = self.same(&self.class.local, "o", "OLD");
-        let agree: Vec<String> = self
-            .class
-            .clashes
-            .iter()
-            .map(|clash| {
-                format!("{} AND {} AND NOT ({same})", self.changed(clash), self.agree(clash, "NEW"))
+        let changed: Vec<String> =
+            self.class.clashes.iter().map(|clash| self.changed(clash)).collect();
+        let clashes = || self.class.clashes.iter().zip(&changed);
+        let agree: Vec<String> = clashes()
+            .map(|(clash, changed)| {
+                format!("{changed} AND {} AND NOT ({same})", self.agree(clash, "NEW"))
             })
             .collect();
-        self.note("note_update", &format!("BEFORE UPDATE{}", self.of_unique()), &agree)
+        let values: Vec<String> = clashes()
+            .enumerate()
+            .map(|(n, (clash, changed))| {
+                format!("CASE WHEN {changed} THEN {} END", self.values_of(n, clash))
+            })
+            .collect();
+        let (old, new) = (self.local_sql("OLD"), self.local_sql("NEW"));
+        let void = vec![
+            self.forget(&format!("clash IN ({})", values.join(", "))),
+            self.forget(&format!("local_id = {old} AND {old} <> {new}")),
+        ];
+        let event = format!("BEFORE UPDATE{}", self.of_unique());
+        let when = format!("{CAPTURING} AND ({})", changed.join(" OR "));
+        self.note("note_update", &event, &when, void, &agree)
     }
 
     /// `OF` the columns in unique indexes, so that other updates are spared the trigger; nothing
@@ -189,19 +205,28 @@ impl Writer<'_> {
     }
 
     /// `agree`: for each unique index, when the row `o` stands in the way. Most often none does.
-    fn note(&self, name: &str, event: &str, agree: &[String]) -> String {
+    /// `void`: what is done about notes from before.
+    fn note(
+        &self,
+        name: &str,
+        event: &str,
+        when: &str,
+        void: Vec<String>,
+        agree: &[String],
+    ) -> String {
         let table = format!("{} AS o", quote(&self.class.table));
         let any: Vec<String> = agree
             .iter()
             .map(|agree| format!("EXISTS (SELECT 1 FROM {table} WHERE {agree})"))
             .collect();
-        let mut body = vec![
-            format!(
-                "DELETE FROM sync_change WHERE op = 5 AND seq < \
-                 (SELECT max(seq) FROM sync_change) - {NOTES_BACK}"
-            ),
-            self.forget(&format!("clash IN ({})", self.clash_values())),
-        ];
+        let when = format!("{when} AND ({} OR {})", self.noted(), any.join(" OR "));
+        let mut body = vec![format!(
+            "DELETE FROM sync_change WHERE op = 5 AND class_id = {class} AND seq <= \
+             (SELECT seq FROM sync_change WHERE op = 5 AND class_id = {class} \
+             ORDER BY seq DESC LIMIT 1 OFFSET {NOTES_MAX})",
+            class = self.tracked.id
+        )];
+        body.extend(void);
         for (n, (clash, agree)) in self.class.clashes.iter().zip(agree).enumerate() {
             let local = self.local_sql("o");
             // A row that clashes in several ways is noted once.
@@ -224,7 +249,7 @@ impl Writer<'_> {
             // `changes()` says whether the statement before wrote.
             body.extend(self.image("o", 0, &format!(" FROM {table} WHERE changes() AND {agree}")));
         }
-        self.trigger(name, event, &format!("{CAPTURING} AND ({})", any.join(" OR ")), &body)
+        self.trigger(name, event, &when, &body)
     }
 
     fn insert(&self) -> String {
@@ -302,26 +327,68 @@ impl Writer<'_> {
     }
 
     /// What becomes of notes, where there are any.
-    fn settle(&self) -> [String; 3] {
-        // Makes deletes of the rows that the new row has replaced.
-        let confirm = format!(
-            "UPDATE sync_change SET op = 3, clash = NULL \
-             WHERE op = 5 AND class_id = {} AND clash IN ({})",
+    fn settle(&self) -> [String; 4] {
+        let when = self.noted();
+        let (old, new) = (self.local_sql("OLD"), self.local_sql("NEW"));
+        // A row that is deleted is captured by its own trigger.
+        let left = self.forget(&format!("local_id = {old}"));
+        let mine = format!("n.clash IN ({})", self.clash_values());
+        let but_new = format!(" AND NOT ({})", self.same(&self.class.local, "o", "NEW"));
+        let insert = self.confirm(&mine, &but_new);
+        // An upsert has noted the very row that it updates.
+        let moved = format!("{mine} AND (n.local_id <> {old} OR {old} <> {new})");
+        let update = self.confirm(&moved, &but_new);
+        // A cascade from the replaced row to the one that was to be updated ends the update.
+        let delete = self.confirm("n.clash IS NOT NULL", "");
+        [
+            self.trigger("settle_insert", "AFTER INSERT", &when, &[insert]),
+            self.trigger("settle_update", "AFTER UPDATE", &when, &[update]),
+            self.trigger("settle_leave", "BEFORE DELETE", &when, &[left]),
+            self.trigger("settle_delete", "AFTER DELETE", &when, &[delete]),
+        ]
+    }
+
+    /// Makes deletes of those notes `mine` whose rows are not there any more, or in whose place the
+    /// new row stands (`but_new`).
+    fn confirm(&self, mine: &str, but_new: &str) -> String {
+        let mut pieces: Vec<usize> = self.class.local.iter().map(|n| n / PIECE).collect();
+        pieces.sort_unstable();
+        pieces.dedup();
+        let images: Vec<String> =
+            pieces.iter().map(|piece| format!("sync_image AS i{piece}")).collect();
+        let mut lies: Vec<String> = pieces
+            .iter()
+            .map(|piece| format!("i{piece}.seq = n.seq AND i{piece}.part = {}", 2 * piece))
+            .collect();
+        for n in &self.class.local {
+            if let Some(column) = self.class.columns.get(*n) {
+                let noted = format!("i{}.c{}", n / PIECE, n % PIECE);
+                lies.push(format!("{} IS {noted}", column_of("o", &column.name)));
+            }
+        }
+        let gone = format!(
+            "SELECT max(n.seq) FROM sync_change AS n WHERE n.op = 5 AND n.class_id = {} AND {mine} \
+             AND NOT EXISTS (SELECT 1 FROM {}, {} AS o WHERE {}{but_new}) GROUP BY n.local_id",
             self.tracked.id,
-            self.clash_values()
+            images.join(", "),
+            quote(&self.class.table),
+            lies.join(" AND "),
         );
-        let forget = self.forget(&format!("local_id = {}", self.local_sql("OLD")));
-        // An upsert has noted the very row that it updates: forget that first.
-        let update = [forget.clone(), confirm.clone()];
-        let when = format!(
+        // Older notes of such a row are void: it goes but once.
+        format!(
+            "UPDATE sync_change SET op = CASE WHEN seq IN ({gone}) THEN 3 ELSE 5 END, clash = NULL \
+             WHERE op = 5 AND class_id = {} AND local_id IN \
+             (SELECT local_id FROM sync_change WHERE seq IN ({gone}))",
+            self.tracked.id,
+        )
+    }
+
+    /// There are notes.
+    fn noted(&self) -> String {
+        format!(
             "EXISTS (SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {})",
             self.tracked.id
-        );
-        [
-            self.trigger("settle_insert", "AFTER INSERT", &when, &[confirm]),
-            self.trigger("settle_update", "AFTER UPDATE", &when, &update),
-            self.trigger("settle_delete", "AFTER DELETE", &when, &[forget]),
-        ]
+        )
     }
 
     fn forget(&self, notes: &str) -> String {
@@ -364,17 +431,18 @@ impl Writer<'_> {
 
     /// An update may have changed what a unique index holds.
     fn changed(&self, clash: &Clash) -> String {
-        if clash.condition.is_some() || clash.terms.iter().any(|term| term.expression) {
-            return "1".to_owned();
-        }
-        let parts: Vec<String> = clash
+        let mut parts: Vec<String> = clash
             .terms
             .iter()
             .map(|term| {
-                let (new, old) = (column_of("NEW", &term.sql), column_of("OLD", &term.sql));
+                let (new, old) = (self.term(term, "NEW"), self.term(term, "OLD"));
                 format!("{new} IS NOT {old} COLLATE {}", quote(&term.collation))
             })
             .collect();
+        if let Some(condition) = &clash.condition {
+            let (new, old) = (self.of_row(condition, "NEW"), self.of_row(condition, "OLD"));
+            parts.push(format!("({new} AND {old} IS NOT TRUE)"));
+        }
         format!("({})", parts.join(" OR "))
     }
 
