@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use self::keys::Key;
 use super::{Class, Column, Reference, Table, TypeKind};
+use crate::store::session::quote;
 
 /// What is asked for.
 #[derive(Clone, Debug, Default)]
@@ -267,7 +268,8 @@ impl Decider<'_> {
             }
             _ => None,
         };
-        let id_source = self.request.id_sources.get(&name).cloned();
+        let given = self.request.id_sources.get(&name).cloned();
+        let id_source = given.or_else(|| self.next_id(table, surrogate?));
         self.check_source(table, surrogate, id_source.is_some());
         let unique = table.unique.iter().filter_map(|list| {
             list.iter().map(|name| position(table, name)).collect::<Option<Vec<_>>>()
@@ -287,6 +289,33 @@ impl Decider<'_> {
             partitions: table.partitions.clone(),
             clashes: table.clashes.clone(),
         })
+    }
+
+    /// A primary key with a constant default (`DEFAULT 0`, as schemas from MySQL have it) is numbered
+    /// by whoever inserts; so is what is applied: behind the highest id that is there.
+    fn next_id(&mut self, table: &Table, surrogate: usize) -> Option<String> {
+        let column = &table.columns[surrogate];
+        if column.auto || !column.constant {
+            return None;
+        }
+        let (name, id) = (&table.name, quote(&column.name));
+        self.warn(
+            name,
+            format!(
+                "`{}` has a constant default: rows that come in are numbered behind the highest; \
+                 if the host has a source of its own, name it by `[[class]] id`",
+                column.name
+            ),
+        );
+        let schema = if table.schema.is_empty() {
+            String::new()
+        } else {
+            format!("{}.", quote(&table.schema))
+        };
+        Some(format!(
+            "(SELECT coalesce(max({id}), 0) FROM {schema}{}) + row_number() OVER ()",
+            quote(&table.table)
+        ))
     }
 
     /// The receiver has to be able to number new rows.

@@ -80,6 +80,8 @@ pub struct TableColumn {
     /// The receiver can leave it out of an INSERT and gets a fresh value: serial, identity, a
     /// `nextval` default, or SQLite's rowid.
     pub auto: bool,
+    /// It has a DEFAULT, though one that gives the same value each time (`DEFAULT 0`).
+    pub constant: bool,
 }
 
 /// What a column's type is to us: decides how its values travel and are written.

@@ -22,6 +22,7 @@ fn table(name: &str, columns: &str) -> Table {
         for word in words {
             match word {
                 "auto" => definition.auto = true,
+                "constant" => definition.constant = true,
                 "null" => definition.not_null = false,
                 "pk" => table.primary_key.push(column.into()),
                 "unique" => table.unique.push(vec![column.into()]),
@@ -387,4 +388,16 @@ fn the_configuration_is_checked_against_the_tables() {
     let decision = decide(&tables, &request);
     assert!(refusal(&decision, "role").contains("the column `x`, which it does not have"));
     assert!(warning(&decision, "nothing").contains("no such table"));
+}
+
+#[test]
+fn a_key_with_a_constant_default_is_numbered_behind_the_highest_with_a_warning() {
+    let request = Request { all: true, ..Request::default() };
+    let decision = decide(&[table("note", "note_id int constant pk, uuid text unique")], &request);
+    assert_eq!(decision.refusals, []);
+    let source = decision.classes[0].id_source.as_deref().unwrap();
+    assert!(source.contains("max(\"note_id\")") && source.contains("row_number()"), "{source}");
+    assert_eq!(decision.warnings.len(), 1);
+    let decision = decide(&[table("note", "note_id int pk, uuid text unique")], &request);
+    assert!(refusal(&decision, "note").contains("[[class]]"));
 }

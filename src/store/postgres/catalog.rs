@@ -97,7 +97,7 @@ impl Tables {
             "SELECT c.oid::bigint, a.attname, format_type(a.atttypid, a.atttypmod), t.typname, \
              a.attnotnull::int, (a.attgenerated <> '')::int, \
              (a.attidentity <> '' OR coalesce(pg_get_expr(e.adbin, e.adrelid), '') LIKE '%(%')::int, \
-             t.oid::bigint \
+             t.oid::bigint, (e.oid IS NOT NULL)::int \
              FROM {FROM} JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 \
                 AND NOT a.attisdropped \
              JOIN pg_type t ON t.oid = a.atttypid \
@@ -112,6 +112,7 @@ impl Tables {
                 not_null: row.flag(4)?,
                 generated: row.flag(5)?,
                 auto: row.flag(6)? && !row.flag(5)?,
+                constant: row.flag(8)? && !row.flag(6)?,
             };
             if let Some(table) = self.of(&row)? {
                 table.columns.push(column);

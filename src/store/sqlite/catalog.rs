@@ -148,6 +148,7 @@ impl Tables {
             // 2: virtual, 3: stored.
             generated: row.int(5)? > 1,
             auto: false,
+            constant: false,
         });
         Ok(())
     }
