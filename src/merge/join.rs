@@ -399,6 +399,16 @@ mod tests {
         assert!(a.alive_under(Policy::DeleteWins) && a == b);
     }
 
+    /// What a delete erased is known from `seen`, should an origin leave `erased` out.
+    #[test]
+    fn a_delete_erases_what_its_origin_had_seen() {
+        let (mut a, mut b) = two();
+        let (mut delete, stamp) = change(&mut a, Op::Delete, &[], stamp(1, 2));
+        delete.erased = Seen::new();
+        assert_eq!(take(&mut b, &(delete, stamp), &PLAIN).fate, Fate::Successor);
+        assert!(!b.alive() && a == b);
+    }
+
     #[test]
     fn a_delete_that_two_servers_made_is_no_conflict() {
         let (mut a, mut b) = two();

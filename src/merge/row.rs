@@ -202,6 +202,20 @@ mod tests {
     }
 
     #[test]
+    fn raising_all_columns_lowers_none() {
+        let mut state = RowState::default();
+        state.touch_local(Op::Insert, [], stamp(1, 1));
+        state.touch_local(Op::Update, [name("late")], stamp(2, 9));
+        state.touch_local(Op::Update, [name("early")], stamp(2, 3));
+        state.raise_all(stamp(1, 5));
+        assert_eq!(state.stamp_of("late"), Some(stamp(2, 9)));
+        assert_eq!(state.stamp_of("early"), Some(stamp(1, 5)));
+        assert_eq!((state.base, state.columns.len()), (Some(stamp(1, 5)), 1));
+        state.raise_all(stamp(1, 4));
+        assert_eq!(state.base, Some(stamp(1, 5)));
+    }
+
+    #[test]
     fn a_delete_erases_all_that_was_seen_and_itself() {
         let mut state = RowState::default();
         state.touch_local(Op::Insert, [], stamp(1, 1));

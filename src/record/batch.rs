@@ -119,6 +119,12 @@ impl Tree {
         Ok(absent)
     }
 
+    /// How many records, or parts of records, the batch has.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
     /// The digest of the whole.
     ///
     /// # Errors
@@ -159,9 +165,17 @@ impl Tree {
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
         let Stored(count, list) = decode::exact(bytes)?;
         let mut nodes = Vec::with_capacity(list.len());
+        let mut covered = 0;
         for (from, to, digest) in list {
+            if from != covered || to <= from {
+                return Err(Error::decode("the nodes of a batch are not in order"));
+            }
+            covered = to;
             let digest = digest.as_slice().try_into();
             nodes.push((from, to, digest.map_err(|_| Error::decode("a digest has 32 bytes"))?));
+        }
+        if covered != count || count == 0 || count > LEAVES_MAX {
+            return Err(Error::decode(format!("a batch cannot have {count} records")));
         }
         Ok(Self { count, nodes })
     }

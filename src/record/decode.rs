@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error as _, SeqAccess, Visitor};
 
 use super::limits;
 use crate::error::{Error, Result};
@@ -17,8 +17,9 @@ pub(super) fn exact<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T> {
     deserializer.set_max_depth(limits::DEPTH_MAX);
     let value = T::deserialize(&mut deserializer)
         .map_err(|error| Error::decode("it is no MessagePack of this form").with_source(error))?;
-    // At the end there is no marker to be read.
-    match IgnoredAny::deserialize(&mut deserializer) {
+    // At the end there is no marker to be read. A unit looks at no more than one marker: a list that
+    // is cut short behind the value would else look like the end.
+    match <()>::deserialize(&mut deserializer) {
         Err(rmp_serde::decode::Error::InvalidMarkerRead(_)) => Ok(value),
         _ => Err(Error::decode("bytes are left over behind a message")),
     }
@@ -51,4 +52,13 @@ where
         }
     }
     deserializer.deserialize_seq(List::<T, MAX>(PhantomData))
+}
+
+/// The name of a server: of few bytes.
+pub(super) fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let name = <&str>::deserialize(deserializer)?;
+    if name.len() > limits::NAME_BYTES_MAX {
+        return Err(D::Error::custom("a name is too long"));
+    }
+    Ok(name.to_owned())
 }

@@ -186,11 +186,11 @@ impl Opened {
                 "a message is of format {format}, and this version reads up to {FORMAT}: update it"
             )));
         }
-        let [suite, flags, kind, _] = fields.take::<4>()?;
+        let [suite, flags, kind, reserved] = fields.take::<4>()?;
         if suite != 0 {
             return Err(Error::decode(format!("a message is of the unknown suite {suite}")));
         }
-        if flags & !FLAG_ZSTD != 0 {
+        if flags & !FLAG_ZSTD != 0 || reserved != 0 {
             return Err(Error::decode("a message has unknown flags"));
         }
         let header = Header {

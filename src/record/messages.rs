@@ -1,9 +1,9 @@
 //! The bodies of messages: MessagePack arrays, fields in the order in which they stand here.
 //!
-//! A field that is added comes last and raises the format number; a reader takes bodies of lower
-//! formats, in which it is missing.
-
-use std::sync::Arc;
+//! A field that is added comes last, with `#[serde(default)]`, and raises the format number: a
+//! reader takes bodies of lower formats, in which it is missing; of a higher format it takes nothing,
+//! and a body that has more fields than its format is refused. So whoever sends uses the lower of
+//! the two formats that the hellos named.
 
 use bytes::Bytes;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
@@ -14,9 +14,10 @@ use uuid::Uuid;
 use super::{batch, decode, limits};
 use crate::error::{Error, Result};
 use crate::id::{Actor, Incarnation, RecordId, ServerId};
-use crate::merge::{RowState, Seen, Stamp, Time};
 
-/// Rows in a load message, servers in a hello, records in an acknowledgement at the most.
+pub use super::load::{Load, LoadRow};
+
+/// Servers in a hello, records in an acknowledgement at the most.
 const LIST_MAX: usize = 65_536;
 
 macro_rules! coded {
@@ -76,11 +77,12 @@ pub struct GroupRecord {
     pub payload: Bytes,
 }
 
+/// Named, so that it is an array of one field that others can follow.
 #[derive(Serialize, Deserialize)]
-struct WireRecords<'a>(
+struct WireRecords<'a> {
     #[serde(borrow, deserialize_with = "decode::bounded::<_, _, { limits::RECORDS_MAX }>")]
-    Vec<WireGroup<'a>>,
-);
+    groups: Vec<WireGroup<'a>>,
+}
 
 #[derive(Serialize, Deserialize)]
 struct WireGroup<'a>(
@@ -124,7 +126,7 @@ impl Records {
                 )
             })
             .collect();
-        rmp_serde::to_vec(&WireRecords(groups))
+        rmp_serde::to_vec(&WireRecords { groups })
             .map_err(|error| Error::failed("records cannot be encoded").with_source(error))
     }
 
@@ -133,7 +135,7 @@ impl Records {
     /// # Errors
     /// [`Decode`](crate::Kind::Decode) for bytes that are none, or break a limit.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
-        let WireRecords(list) = decode::exact(bytes)?;
+        let WireRecords { groups: list } = decode::exact(bytes)?;
         let mut groups = Vec::with_capacity(list.len());
         let mut count = 0;
         for WireGroup(server, incarnation, size, signature, absent, records) in list {
@@ -210,7 +212,7 @@ impl TryFrom<u8> for AckState {
 }
 
 /// What became of records.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Acks {
     /// Epoch of the link towards the one who acknowledges; 0 when nothing is said about it.
     pub in_epoch: u64,
@@ -222,12 +224,15 @@ pub struct Acks {
     /// Why records are held or refused.
     #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
     pub reasons: Vec<AckReason>,
-    /// Numbers of messages that did not come and are wanted again.
+    /// Numbers of messages that did not come and are wanted again, as ranges, both ends included.
     #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
     pub gaps: Vec<(u64, u64)>,
     /// Up to which number of each origin the whole subtree has everything.
     #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
     pub subtree: Vec<(Uuid, Incarnation, u64)>,
+    /// Rows, by class and key, of which the whole state is asked for.
+    #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
+    pub rows: Vec<(String, String)>,
 }
 coded!(Acks);
 
@@ -259,7 +264,7 @@ impl Acks {
         groups: Vec<AckGroup>,
         reasons: Vec<AckReason>,
     ) -> Self {
-        Self { in_epoch, in_number, groups, reasons, gaps: Vec::new(), subtree: Vec::new() }
+        Self { in_epoch, in_number, groups, reasons, ..Self::default() }
     }
 }
 
@@ -269,6 +274,7 @@ pub struct KnownOrigin {
     /// Who.
     pub actor: Actor,
     /// What it calls itself.
+    #[serde(deserialize_with = "decode::name")]
     pub nickname: String,
     /// Its Ed25519 key.
     #[serde(with = "serde_bytes")]
@@ -283,6 +289,7 @@ pub struct Hello {
     /// The process that speaks.
     pub session: Uuid,
     /// What it calls itself.
+    #[serde(deserialize_with = "decode::name")]
     pub nickname: String,
     /// Its key; must be the one it joined with.
     #[serde(with = "serde_bytes")]
@@ -309,12 +316,19 @@ pub struct Hello {
     /// The servers that it vouches for.
     #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
     pub origins: Vec<KnownOrigin>,
-    /// Numbers of messages that did not come and are wanted again.
+    /// Numbers of messages that did not come and are wanted again, as ranges, both ends included.
     #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
     pub gaps: Vec<(u64, u64)>,
     /// Up to which number of each origin the whole tree has everything.
     #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
     pub stable: Vec<(Uuid, Incarnation, u64)>,
+    /// Numbers of the epoch of what it sends that will never come: ranges, both ends included.
+    #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
+    pub skipped: Vec<(u64, u64)>,
+    /// Records that it lacks and asks for, its own lost ones included: of each origin its running
+    /// numbers from and to, both included.
+    #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
+    pub wanted: Vec<(Uuid, Incarnation, u64, u64)>,
 }
 coded!(Hello);
 
@@ -324,6 +338,7 @@ pub struct Join {
     /// The invitation.
     pub invite: Uuid,
     /// What the server calls itself.
+    #[serde(deserialize_with = "decode::name")]
     pub nickname: String,
     /// Its key.
     #[serde(with = "serde_bytes")]
@@ -391,120 +406,16 @@ pub struct Welcome {
     /// The tree that it belongs to.
     pub tree_id: Uuid,
     /// What the parent calls itself.
+    #[serde(deserialize_with = "decode::name")]
     pub nickname: String,
     /// The servers that the parent vouches for.
     #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
     pub origins: Vec<KnownOrigin>,
     /// How classes merge in the tree.
     pub merge: ByteBuf,
+    /// The highest message format that the parent reads.
+    pub format: u16,
+    /// Its clock, in milliseconds since 1970.
+    pub clock: u64,
 }
 coded!(Welcome);
-
-/// States of rows, with or without values.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Load {
-    /// Whether nothing follows.
-    pub last: bool,
-    /// Actors that the states name, by index.
-    #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
-    pub actors: Vec<Actor>,
-    /// The rows.
-    #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
-    pub rows: Vec<LoadRow>,
-}
-coded!(Load);
-
-/// The state of a row.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LoadRow {
-    /// Its class.
-    pub class: Arc<str>,
-    /// Its key.
-    pub key: Arc<str>,
-    /// The stamp of columns that `stamps` does not name: actor index and time.
-    pub base: Option<(u32, u64)>,
-    /// Stamps of columns: name, actor index, time.
-    #[serde(deserialize_with = "decode::bounded::<_, _, { limits::COLUMNS_MAX }>")]
-    pub stamps: Vec<(Arc<str>, u32, u64)>,
-    /// What the row has seen.
-    #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
-    pub seen: Vec<(u32, u64)>,
-    /// What a delete knew of.
-    #[serde(deserialize_with = "decode::bounded::<_, _, LIST_MAX>")]
-    pub erased: Vec<(u32, u64)>,
-}
-
-impl Load {
-    /// A message without rows.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { last: false, actors: Vec::new(), rows: Vec::new() }
-    }
-
-    /// Adds the state of a row, without its values.
-    pub fn push(&mut self, class: Arc<str>, key: Arc<str>, state: &RowState) {
-        let mut numbers = Vec::new();
-        for actor in state.actors() {
-            let at = self.actors.iter().position(|other| *other == actor);
-            let at = at.unwrap_or_else(|| {
-                self.actors.push(actor);
-                self.actors.len() - 1
-            });
-            numbers.push((actor, u32::try_from(at).unwrap_or(u32::MAX)));
-        }
-        let number = |actor: Actor| {
-            numbers.iter().find(|(other, _)| *other == actor).map_or(u32::MAX, |(_, n)| *n)
-        };
-        let set = |seen: &Seen| {
-            seen.0.iter().map(|(actor, time)| (number(*actor), time.0)).collect::<Vec<_>>()
-        };
-        self.rows.push(LoadRow {
-            class,
-            key,
-            base: state.base.map(|stamp| (number(stamp.actor), stamp.time.0)),
-            stamps: state
-                .columns
-                .iter()
-                .map(|(name, stamp)| (Arc::clone(name), number(stamp.actor), stamp.time.0))
-                .collect(),
-            seen: set(&state.seen),
-            erased: set(&state.erased),
-        });
-    }
-
-    /// The state that a row of this message has.
-    ///
-    /// # Errors
-    /// [`Decode`](crate::Kind::Decode) when it names an unknown actor.
-    pub fn state(&self, row: &LoadRow) -> Result<RowState> {
-        let stamp = |number: u32, time: u64| {
-            let actor = self.actors.get(number as usize).copied();
-            let actor = actor.ok_or_else(|| Error::decode("a row state names an unknown actor"))?;
-            Ok::<_, Error>(Stamp { time: Time(time), actor })
-        };
-        let set = |list: &[(u32, u64)]| -> Result<Seen> {
-            let mut seen = Seen::new();
-            for (number, time) in list {
-                seen.touch(stamp(*number, *time)?);
-            }
-            Ok(seen)
-        };
-        Ok(RowState {
-            base: row.base.map(|(number, time)| stamp(number, time)).transpose()?,
-            columns: row
-                .stamps
-                .iter()
-                .map(|(name, number, time)| Ok((Arc::clone(name), stamp(*number, *time)?)))
-                .collect::<Result<_>>()?,
-            seen: set(&row.seen)?,
-            erased: set(&row.erased)?,
-            shadow: None,
-        })
-    }
-}
-
-impl Default for Load {
-    fn default() -> Self {
-        Self::new()
-    }
-}

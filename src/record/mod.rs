@@ -6,8 +6,12 @@
 pub mod batch;
 mod decode;
 pub mod header;
+mod item;
+mod load;
 pub mod messages;
 pub mod payload;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -114,16 +118,28 @@ pub mod limits {
     pub const DECODED_BYTES_MAX: usize = 8 << 20;
     /// Records in a message.
     pub const RECORDS_MAX: usize = 4_096;
+    /// Bytes of a record (or a part of one): what fits a message together with its signature.
+    pub const PAYLOAD_BYTES_MAX: usize = DECODED_BYTES_MAX - (64 << 10);
+    /// Bytes of a record's head: what names it, its actors, classes and columns.
+    pub const HEAD_BYTES_MAX: usize = 2 << 20;
     /// Items in a record (or a part of one).
     pub const ITEMS_MAX: usize = 10_000;
+    /// Bytes of an item; one that is larger than a message travels in pieces.
+    pub const ITEM_BYTES_MAX: usize = 64 << 20;
+    /// Values in a record (or a part of one): a value of a byte takes 60 in memory.
+    pub const VALUES_MAX: usize = 262_144;
+    /// Stamps in a record (or a part of one), those of `seen` and `erased` included.
+    pub const STAMPS_MAX: usize = 262_144;
     /// Columns of a class (PostgreSQL allows 1,600, SQLite 2,000 by default).
     pub const COLUMNS_MAX: usize = 2_000;
     /// Classes in a record.
     pub const CLASSES_MAX: usize = 4_096;
     /// Actors in a record: origins that touched its rows.
     pub const ACTORS_MAX: usize = 65_536;
-    /// Bytes of a key, a class name or a column name.
-    pub const NAME_BYTES_MAX: usize = 8_192;
+    /// Columns of all classes in a record.
+    pub const NAMES_MAX: usize = 65_536;
+    /// Bytes of the name of a class, a column or a server. A key is bounded by its item.
+    pub const NAME_BYTES_MAX: usize = 1_024;
     /// Nesting of MessagePack arrays.
     pub const DEPTH_MAX: usize = 16;
 }

@@ -95,7 +95,7 @@ pub struct Session {
 }
 
 enum Inner {
-    Postgres(postgres::Transaction),
+    Postgres(Box<postgres::Transaction>),
     Sqlite(sqlite::Transaction),
 }
 
@@ -108,7 +108,7 @@ pub(super) struct Sql {
 
 impl Session {
     pub(super) fn postgres(transaction: postgres::Transaction) -> Self {
-        Self { inner: Inner::Postgres(transaction) }
+        Self { inner: Inner::Postgres(Box::new(transaction)) }
     }
 
     pub(super) fn sqlite(transaction: sqlite::Transaction) -> Self {

@@ -2,12 +2,14 @@
 //! sender, and only after that to the broker. A crash at any point repeats work and doubles no
 //! effect.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::engine::{Context, Engine};
 use super::reply;
+use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
 use crate::id::RecordId;
 use crate::publisher::relay::{self, millis};
@@ -18,7 +20,8 @@ use crate::record::messages::{Group, Records};
 use crate::record::payload;
 use crate::store::apply::{Applied, Applier, Incoming, Outcome};
 use crate::store::books::Neighbour;
-use crate::store::session::Session;
+use crate::store::rows::Found;
+use crate::store::session::{Dialect, Session};
 use crate::store::{held, imports, outbox, seal, settle, time};
 
 /// Tries at a batch that meets others' locks, before the link is left alone for a while.
@@ -122,7 +125,6 @@ async fn take_in_session(
 ) -> Result<(Applied, (u64, u64))> {
     seal::lock(session).await?;
     let mut context = engine.context(session).await?;
-    relay::seal_all_in(engine, session, &mut context).await?;
     let now = time::now();
     let mut incoming = Vec::new();
     for message in messages {
@@ -134,8 +136,48 @@ async fn take_in_session(
         .last()
         .map_or((0, 0), |message| (message.opened.header.epoch, message.opened.header.number));
     settle::heard(session, neighbour, last, now).await?;
+    lock_rows(session, &context.catalog, &incoming).await?;
+    relay::seal_all_in(engine, session, &mut context).await?;
     let applied = apply(engine, session, &mut context, neighbour, now, &incoming).await?;
     Ok((applied, last))
+}
+
+/// Locks the rows that records touch, before what is committed is sealed: from the sealing on
+/// nobody changes them, so that no local commit is overwritten unseen. (On SQLite nobody writes
+/// beside us.)
+async fn lock_rows<'a>(
+    session: &mut Session,
+    catalog: &Catalog,
+    records: impl IntoIterator<Item = &'a Incoming>,
+) -> Result<()> {
+    if session.dialect() == Dialect::Sqlite {
+        return Ok(());
+    }
+    let mut by_class: BTreeMap<Arc<str>, BTreeSet<Arc<str>>> = BTreeMap::new();
+    for item in records.into_iter().flat_map(|record| &record.body.items) {
+        let keys = by_class.entry(Arc::clone(&item.row.class)).or_default();
+        keys.insert(Arc::clone(&item.row.key));
+    }
+    let mut found = Found::default();
+    for (class, keys) in by_class {
+        let Some(tracked) = catalog.class(&class) else { continue };
+        session.batch("SAVEPOINT branchline_lock").await?;
+        let keys = keys.into_iter().collect();
+        match found.locate(session, catalog, tracked, keys, true).await {
+            Ok(()) => session.batch("RELEASE SAVEPOINT branchline_lock").await?,
+            // A key that cannot be one is said so when its record is applied.
+            Err(error) if error.holds_record() => {
+                session
+                    .batch(
+                        "ROLLBACK TO SAVEPOINT branchline_lock; \
+                         RELEASE SAVEPOINT branchline_lock",
+                    )
+                    .await?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 async fn apply(
@@ -273,6 +315,7 @@ pub(super) async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<
             return Ok(());
         }
         let _busy = engine.activity.busy();
+        lock_rows(&mut session, &context.catalog, due.iter().map(|due| &due.incoming)).await?;
         relay::seal_all_in(engine, &mut session, &mut context).await?;
         rows = Vec::new();
         let mut answers: HashMap<i64, Vec<Outcome>> = HashMap::new();

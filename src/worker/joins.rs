@@ -212,11 +212,10 @@ pub(super) async fn load(session: &mut Session, context: &mut Context, load: &Lo
     }
     let mut states = crate::store::states::States::default();
     let places = rows.iter().map(|(class, row)| (*class, std::sync::Arc::clone(&row.key)));
-    context.actors.admit(session, load.actors.iter().copied()).await?;
+    context.actors.admit(session, load.actors()).await?;
     states.load(session, &context.actors, places).await?;
     for (class, row) in rows {
-        let other = load.state(row)?;
-        states.change((class, std::sync::Arc::clone(&row.key))).join(&other);
+        states.change((class, std::sync::Arc::clone(&row.key))).join(&row.state);
     }
     states.save(session, &mut context.actors).await
 }

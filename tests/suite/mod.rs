@@ -3,4 +3,7 @@
 mod books;
 mod capture_postgres;
 mod capture_sqlite;
+mod cli;
+mod openmrs;
 mod transport;
+mod tree;

@@ -36,7 +36,7 @@ pub(crate) struct Bench {
 
 impl Bench {
     fn amqp() -> Self {
-        Self::at(services::amqp_url(), None)
+        Self::at(services::amqp_url().to_owned(), None)
     }
 
     fn spool() -> Self {

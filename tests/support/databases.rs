@@ -10,9 +10,9 @@ pub(crate) struct Databases {
 }
 
 impl Databases {
-    /// On the PostgreSQL server of `BRANCHLINE_TEST_POSTGRES_URL`, or where it usually is.
+    /// On the PostgreSQL server that the tests use.
     pub(crate) fn postgres() -> Self {
-        Self::on(Some(super::services::postgres_url()))
+        Self::on(Some(super::services::postgres_url().to_owned()))
     }
 
     /// SQLite files.
@@ -34,7 +34,7 @@ impl Databases {
         let name = self.name(name);
         databases::create(&url, &name)
             .await
-            .unwrap_or_else(|error| panic!("set BRANCHLINE_TEST_POSTGRES_URL: {error:?}"));
+            .unwrap_or_else(|error| panic!("`{name}` cannot be made: {error:?}"));
         let made = databases::renamed(&url, &name);
         self.made.push(name);
         made

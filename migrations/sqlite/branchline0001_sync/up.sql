@@ -32,19 +32,40 @@ CREATE TABLE sync_shape (
     UNIQUE (class_id, columns)
 );
 
--- What the triggers caught and nobody has sealed yet.
+-- What the triggers caught and nobody has sealed yet. `local_id` stands where the row may be referred
+-- to, and was deleted, got another key or an id that was used before. op 5 is a note: the row would go
+-- if the insert replaces; `clash` says by which values. A note that came to nothing is without effect.
 CREATE TABLE sync_change (
-    seq        INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq        INTEGER PRIMARY KEY,
     class_id   INTEGER NOT NULL,
     op         INTEGER NOT NULL,
     shape      INTEGER,
-    columns    TEXT,
-    old_image  TEXT,
-    new_image  TEXT,
-    old_refs   TEXT,
-    new_refs   TEXT,
+    local_id   TEXT,
+    clash      TEXT,
     changed_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
 );
+CREATE INDEX sync_change_local ON sync_change (class_id, local_id) WHERE local_id IS NOT NULL;
+CREATE INDEX sync_change_noted ON sync_change (class_id, clash) WHERE op = 5;
+
+-- The images: values as they are stored, 32 a row. `part` is twice the number of such a piece, and 1
+-- more in the image after the change.
+CREATE TABLE sync_image (
+    seq  INTEGER NOT NULL,
+    part INTEGER NOT NULL,
+    c0, c1, c2, c3, c4, c5, c6, c7, c8, c9, c10, c11, c12, c13, c14, c15, c16, c17, c18, c19,
+    c20, c21, c22, c23, c24, c25, c26, c27, c28, c29, c30, c31,
+    PRIMARY KEY (seq, part)
+) WITHOUT ROWID;
+CREATE TRIGGER sync_change_images AFTER DELETE ON sync_change BEGIN
+    DELETE FROM sync_image WHERE seq = OLD.seq;
+END;
+
+-- Where the interceptor marks the end of a transaction: by a trigger, so that the host's
+-- last_insert_rowid() stays as it is.
+CREATE VIEW sync_mark AS SELECT op FROM sync_change WHERE op = 4;
+CREATE TRIGGER sync_mark_insert INSTEAD OF INSERT ON sync_mark BEGIN
+    INSERT INTO sync_change (class_id, op) VALUES (0, 4);
+END;
 
 -- The neighbours, and this side's bookkeeping of the link to each.
 CREATE TABLE sync_server (
@@ -264,16 +285,7 @@ INSERT INTO sync_class (name, send_to, receive_from) VALUES
 -- A row in here, in the applier's own transaction only, keeps its writes from being captured.
 CREATE TABLE sync_applying (id INTEGER PRIMARY KEY);
 
--- Rows that a REPLACE may be about to remove, with the values of the new row that they clash with;
--- what is left in here by a write that did not replace is without effect.
-CREATE TABLE sync_replaced (
-    class_id INTEGER NOT NULL,
-    clash    TEXT NOT NULL,
-    local_id TEXT NOT NULL,
-    image    TEXT NOT NULL
-);
-
 -- Notes are about rows as the host left them: what the applier writes makes them void.
 CREATE TRIGGER sync_applying_forgets AFTER INSERT ON sync_applying BEGIN
-    DELETE FROM sync_replaced;
+    DELETE FROM sync_change WHERE op = 5;
 END;

@@ -39,6 +39,15 @@ impl Conflict {
             original: incoming.body.original_uuid,
         }
     }
+
+    /// Whether both sides wrote the same: nothing was lost.
+    fn of_equals(&self, before: &Before) -> bool {
+        let ours = self.column.as_ref().and_then(|column| {
+            let values = before.get(&self.row)?;
+            values.iter().find(|(name, _)| name == column).map(|(_, value)| value)
+        });
+        ours.is_some() && ours == self.theirs.1.as_ref()
+    }
 }
 
 /// Values of rows before they are written over.
@@ -89,6 +98,7 @@ pub(super) async fn write(
     let time = |stamp: &Stamp| Datum::time(i64::try_from(stamp.time.millis()).unwrap_or(i64::MAX));
     let rows = conflicts
         .into_iter()
+        .filter(|conflict| !conflict.of_equals(before))
         .map(|conflict| {
             let ours = conflict.column.as_ref().and_then(|column| {
                 let values = before.get(&conflict.row)?;

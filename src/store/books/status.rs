@@ -115,10 +115,10 @@ pub async fn status(session: &mut Session, now: i64) -> Result<Status> {
     })
 }
 
-/// How many changes are not sealed, and when the oldest was made. A mark of the interceptor is none.
+/// How many changes are not sealed, and when the oldest was made. Marks and notes are none.
 pub async fn unsealed(session: &mut Session) -> Result<(i64, Option<i64>)> {
     let row = session
-        .query_one("SELECT count(*), min(changed_at) FROM @sync_change WHERE op <> 4", Vec::new())
+        .query_one("SELECT count(*), min(changed_at) FROM @sync_change WHERE op < 4", Vec::new())
         .await?;
     Ok((row.int(0)?, row.opt_time(1)?))
 }

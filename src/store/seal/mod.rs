@@ -253,11 +253,8 @@ impl Sealer<'_> {
         actors.admit(session, [self.identity.actor()]).await?;
         let mut records = Vec::new();
         for record in ready {
-            let mut parts = Vec::with_capacity(record.body.len());
             let number = record.body.first().map_or(0, |body| body.number);
-            for body in &record.body {
-                parts.push(payload::encode(body)?);
-            }
+            let parts = payload::encode_parts(&record.body)?;
             records.push(NewRecord {
                 uuid: record.original,
                 original: record.original,

@@ -8,6 +8,8 @@ use crate::error::{Context as _, Error, Result};
 use crate::record::Value;
 use crate::store::image;
 use crate::store::session::{Datum, Dialect, Row, Session};
+use crate::store::sqlite::changes;
+use crate::store::sqlite::refs::{self, Captured};
 
 /// A captured change of one row.
 #[derive(Debug)]
@@ -126,13 +128,7 @@ async fn postgres(session: &mut Session, limit: usize) -> Result<Raw> {
 /// SQLite has one writer at a time: transactions lie one behind the other, cut at marks, and where
 /// nobody marked at pauses.
 async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw> {
-    let rows = session
-        .query(
-            "SELECT seq, class_id, op, shape, columns, old_image, new_image, old_refs, new_refs, \
-             changed_at FROM @sync_change ORDER BY seq LIMIT $1",
-            vec![size(limit).into()],
-        )
-        .await?;
+    let rows = changes::read(session, size(limit)).await?;
     let full = rows.len() >= limit;
     let (mut raw, mut group, mut last_at) =
         (Raw { more: full, ..Raw::default() }, Vec::new(), None);
@@ -193,7 +189,37 @@ async fn decode(
             window.transactions.push(Transaction { changes });
         }
     }
+    if dialect == Dialect::Sqlite {
+        refer(session, catalog, &mut window.transactions).await?;
+    }
     Ok(window)
+}
+
+/// Looks up the rows that images refer to: SQLite's triggers leave that to us.
+async fn refer(
+    session: &mut Session,
+    catalog: &Catalog,
+    transactions: &mut [Transaction],
+) -> Result<()> {
+    let mut images = Vec::new();
+    for change in transactions.iter().flat_map(|transaction| &transaction.changes) {
+        for (image, before) in [(&change.old, true), (&change.new, false)] {
+            let Some(image) = image else { continue };
+            images.push(Captured {
+                tracked: &change.tracked,
+                seq: change.seq,
+                before,
+                values: &image.values,
+            });
+        }
+    }
+    let mut found = refs::resolve(session, catalog, &images).await?.into_iter();
+    for change in transactions.iter_mut().flat_map(|transaction| &mut transaction.changes) {
+        for image in [&mut change.old, &mut change.new].into_iter().flatten() {
+            image.refs = found.next().unwrap_or_default();
+        }
+    }
+    Ok(())
 }
 
 /// Reads the column lists that are not known yet.

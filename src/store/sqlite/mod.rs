@@ -3,8 +3,10 @@
 
 pub mod affinity;
 pub mod catalog;
+pub mod changes;
 pub mod image;
 mod index;
+pub mod refs;
 pub mod triggers;
 
 use std::path::Path;

@@ -2,18 +2,22 @@
 //!
 //! They promise: every insert, update and delete of a row is one or two rows of `sync_change` in the
 //! writer's own transaction, the rows that REPLACE removes unseen included; and no write of the host
-//! fails, or behaves otherwise, because of them. So they raise nothing and cast nothing, they use
-//! functions that SQLite has had since 3.7, and **they name no table but their own and ours**: a
-//! trigger that looked up the keys of referenced rows would break the rebuild of those tables
-//! (`no such table` between its DROP and its RENAME). [`refs`](super::refs) fills those keys in
-//! before the changes are sealed.
+//! fails, or behaves otherwise, because of them. So they raise nothing and cast nothing, and **they
+//! name no table but their own and ours**: a trigger that looked up the keys of referenced rows would
+//! break the rebuild of those tables (`no such table` between its DROP and its RENAME).
+//! [`refs`](super::refs) looks them up when the changes are sealed.
+//!
+//! The images go to `sync_image` value by value, as they are stored: SQLite compiles the triggers of
+//! a table with every statement on it, and parses all of them with every connection, so they are kept
+//! short (building a text of each image made the schema of 113 tables ten times as long).
 //!
 //! **REPLACE** removes rows without a delete trigger, unless `recursive_triggers` is on. So a BEFORE
-//! trigger notes the rows that agree with the new one in a unique index, in `sync_replaced`, by the
-//! values on which they clash. If the new row comes to stand, the noted ones are gone, and the AFTER
-//! trigger captures them as deletes. A noted row that is deleted or updated otherwise (an upsert,
-//! `recursive_triggers`, a host trigger that makes room) loses its note by its own trigger. Notes of
-//! inserts that were ignored stay without effect; a few are kept at most.
+//! trigger notes the rows that agree with the new one in a unique index (op 5), with the values on
+//! which they clash. If the new row comes to stand, the noted ones are gone, and an AFTER trigger
+//! makes deletes of the notes. A noted row that is deleted or updated otherwise (an upsert,
+//! `recursive_triggers`, a host trigger that makes room) has its note made void in the same way.
+//! Notes of inserts that were ignored come to nothing, and go when changes are sealed. These are
+//! triggers of their own, so that a write which meets no notes costs a look at an empty index.
 
 use std::fmt::Write as _;
 
@@ -22,23 +26,40 @@ use crate::catalog::{Catalog, Clash, Class, Column, Tracked};
 use crate::error::Result;
 use crate::store::session::{Session, quote};
 
-/// Notes that are kept: more than one row can clash with, in as many nested triggers as make sense.
-const NOTES_MAX: u32 = 32;
+/// How many changes back notes are kept, so that a long run of ignored inserts does not pile them up.
+const NOTES_BACK: u32 = 10_000;
+
+/// What is written is the host's, not the applier's.
+const CAPTURING: &str = "NOT EXISTS (SELECT 1 FROM sync_applying)";
+
+/// Values in a row of `sync_image`.
+pub(super) const PIECE: usize = 32;
 
 /// Names of our triggers on a class, without what they all begin with.
-const NAMES: [&str; 5] = ["note_insert", "note_update", "insert", "update", "delete"];
+const NAMES: [&str; 8] = [
+    "note_insert",
+    "note_update",
+    "settle_insert",
+    "settle_update",
+    "settle_delete",
+    "insert",
+    "update",
+    "delete",
+];
 
 /// The statements that create the triggers of a class, one a trigger. `sqlite_schema` keeps their
 /// text as it is.
 ///
 /// # Errors
 /// None yet: a twin of the other store's function.
-pub fn create(tracked: &Tracked, _catalog: &Catalog) -> Result<Vec<String>> {
-    let writer = Writer { tracked, class: &tracked.class };
+pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
+    let referred = referred(&tracked.class, catalog);
+    let writer = Writer { tracked, class: &tracked.class, referred };
     let mut triggers = Vec::with_capacity(NAMES.len());
     if !tracked.class.clashes.is_empty() {
         triggers.push(writer.note_insert());
         triggers.push(writer.note_update());
+        triggers.extend(writer.settle());
     }
     triggers.push(writer.insert());
     triggers.push(writer.update());
@@ -81,23 +102,39 @@ pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32
 /// [`image::decode`](super::image::decode) reads it.
 #[must_use]
 pub fn image_sql(class: &Class, row: &str) -> String {
-    list(class.columns.iter().map(|column| literal_sql(column, row)).collect())
+    columns_sql(&class.columns.iter().collect::<Vec<_>>(), row)
+}
+
+/// [`image_sql`] for some columns.
+pub(super) fn columns_sql(columns: &[&Column], row: &str) -> String {
+    // A text also where one value alone would be a number.
+    format!("''||{}", list(columns.iter().map(|column| literal_sql(column, row)).collect()))
 }
 
 fn trigger_name(tracked: &Tracked, name: &str) -> String {
     format!("sync_{}_{name}", tracked.id)
 }
 
+/// Whether rows of any class refer to rows of this one by its local id.
+fn referred(class: &Class, catalog: &Catalog) -> bool {
+    class.local.len() == 1
+        && catalog
+            .tracked
+            .values()
+            .any(|other| other.class.slots().any(|slot| slot.reference.target == class.name))
+}
+
 struct Writer<'a> {
     tracked: &'a Tracked,
     class: &'a Class,
+    /// Its rows are referred to, so [`refs`](super::refs) needs the history of their keys.
+    referred: bool,
 }
 
 impl Writer<'_> {
     fn trigger(&self, name: &str, event: &str, when: &str, body: &[String]) -> String {
         let mut sql = format!(
-            "CREATE TRIGGER {} {event} ON {} WHEN NOT EXISTS (SELECT 1 FROM sync_applying){when} \
-             BEGIN\n",
+            "CREATE TRIGGER {} {event} ON {} WHEN {when} BEGIN\n",
             quote(&trigger_name(self.tracked, name)),
             quote(&self.class.table),
         );
@@ -110,137 +147,197 @@ impl Writer<'_> {
 
     /// Notes the rows that an INSERT OR REPLACE would remove.
     fn note_insert(&self) -> String {
-        let mut body = vec![self.forget_old_notes(), self.forget_clashes()];
-        body.extend(
-            self.class
-                .clashes
-                .iter()
-                .enumerate()
-                .map(|(n, clash)| self.note(n, clash, &self.agree(clash, "NEW"))),
-        );
-        self.trigger("note_insert", "BEFORE INSERT", "", &body)
+        let agree: Vec<String> =
+            self.class.clashes.iter().map(|clash| self.agree(clash, "NEW")).collect();
+        self.note("note_insert", "BEFORE INSERT", &agree)
     }
 
     /// Notes the rows that an UPDATE OR REPLACE would remove: never the updated row itself.
     fn note_update(&self) -> String {
-        let mut body = vec![self.forget_old_notes(), self.forget_clashes()];
-        let changed: Vec<String> =
-            self.class.clashes.iter().map(|clash| self.changed(clash)).collect();
-        let same = self.same_local("o", "OLD");
-        for (n, (clash, changed)) in self.class.clashes.iter().zip(&changed).enumerate() {
-            let condition = format!("{changed} AND {} AND NOT ({same})", self.agree(clash, "NEW"));
-            body.push(self.note(n, clash, &condition));
+        let same = self.same(&self.class.local, "o", "OLD");
+        let agree: Vec<String> = self
+            .class
+            .clashes
+            .iter()
+            .map(|clash| {
+                format!("{} AND {} AND NOT ({same})", self.changed(clash), self.agree(clash, "NEW"))
+            })
+            .collect();
+        self.note("note_update", &format!("BEFORE UPDATE{}", self.of_unique()), &agree)
+    }
+
+    /// `OF` the columns in unique indexes, so that other updates are spared the trigger; nothing
+    /// where an index looks at more than columns. The rowid is also set by its other names.
+    fn of_unique(&self) -> String {
+        let stored = |name: &str| {
+            let column = self.class.position(name).and_then(|n| self.class.columns.get(n));
+            column.is_none_or(|column| !column.generated)
+        };
+        let mut columns = vec!["rowid".to_owned(), "oid".to_owned(), "_rowid_".to_owned()];
+        for clash in &self.class.clashes {
+            if clash.condition.is_some() {
+                return String::new();
+            }
+            for term in &clash.terms {
+                if term.expression || !stored(&term.sql) {
+                    return String::new();
+                }
+                columns.push(quote(&term.sql));
+            }
         }
-        let when = format!(" AND ({})", changed.join(" OR "));
-        self.trigger("note_update", "BEFORE UPDATE", &when, &body)
+        format!(" OF {}", columns.join(", "))
+    }
+
+    /// `agree`: for each unique index, when the row `o` stands in the way. Most often none does.
+    fn note(&self, name: &str, event: &str, agree: &[String]) -> String {
+        let table = format!("{} AS o", quote(&self.class.table));
+        let any: Vec<String> = agree
+            .iter()
+            .map(|agree| format!("EXISTS (SELECT 1 FROM {table} WHERE {agree})"))
+            .collect();
+        let mut body = vec![
+            format!(
+                "DELETE FROM sync_change WHERE op = 5 AND seq < \
+                 (SELECT max(seq) FROM sync_change) - {NOTES_BACK}"
+            ),
+            self.forget(&format!("clash IN ({})", self.clash_values())),
+        ];
+        for (n, (clash, agree)) in self.class.clashes.iter().zip(agree).enumerate() {
+            let local = self.local_sql("o");
+            // A row that clashes in several ways is noted once.
+            let again = match n {
+                0 => String::new(),
+                _ => format!(
+                    " AND NOT EXISTS (SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {} \
+                     AND local_id = {local} AND clash IN ({}))",
+                    self.tracked.id,
+                    self.clash_values()
+                ),
+            };
+            body.push(format!(
+                "INSERT INTO sync_change (class_id, op, shape, local_id, clash) \
+                 SELECT {}, 5, {}, {local}, {} FROM {table} WHERE {agree}{again}",
+                self.tracked.id,
+                self.tracked.shape,
+                self.values_of(n, clash),
+            ));
+            // `changes()` says whether the statement before wrote.
+            body.extend(self.image("o", 0, &format!(" FROM {table} WHERE changes() AND {agree}")));
+        }
+        self.trigger(name, event, &format!("{CAPTURING} AND ({})", any.join(" OR ")), &body)
     }
 
     fn insert(&self) -> String {
-        let mut body = self.capture_replaced();
-        body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, new_image) VALUES ({}, 1, {}, {})",
-            self.tracked.id,
-            self.tracked.shape,
-            image_sql(self.class, "NEW")
-        ));
-        self.trigger("insert", "AFTER INSERT", "", &body)
+        let mut body = vec![self.change("1", &self.id_again("NEW"), "")];
+        body.extend(self.image("NEW", 1, ""));
+        self.trigger("insert", "AFTER INSERT", CAPTURING, &body)
     }
 
     /// An update of the local primary key is a delete and an insert, for a set any update is.
     fn update(&self) -> String {
-        // An upsert has noted the very row that it updates.
-        let mut body: Vec<String> = self.forget_row("OLD").into_iter().collect();
-        body.extend(self.capture_replaced());
-        let ops = if self.class.set {
-            "(SELECT 3 AS op UNION ALL SELECT 1)".to_owned()
-        } else {
-            let same = self.same_local("OLD", "NEW");
-            format!(
-                "(SELECT 2 AS op WHERE {same} UNION ALL SELECT 3 WHERE NOT ({same}) \
-                 UNION ALL SELECT 1 WHERE NOT ({same}))"
-            )
+        let same = match self.class.set {
+            true => "0".to_owned(),
+            false => self.same(&self.class.local, "OLD", "NEW"),
         };
-        body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, old_image, new_image) \
-             SELECT {}, op, {}, CASE WHEN op <> 1 THEN {} END, CASE WHEN op <> 3 THEN {} END FROM {ops}",
-            self.tracked.id,
-            self.tracked.shape,
-            image_sql(self.class, "OLD"),
-            image_sql(self.class, "NEW"),
-        ));
-        self.trigger("update", "AFTER UPDATE", "", &body)
+        let left = if self.referred {
+            let key = self.same(&self.class.key, "OLD", "NEW");
+            format!("CASE WHEN NOT ({same} AND {key}) THEN {} END", self.local_sql("OLD"))
+        } else {
+            "NULL".to_owned()
+        };
+        let op = format!("CASE WHEN {same} THEN 2 ELSE 3 END");
+        let mut body = vec![self.change(&op, &left, "")];
+        body.extend(self.image("OLD", 0, ""));
+        body.push(self.change("1", &self.id_again("NEW"), &format!(" WHERE NOT ({same})")));
+        body.extend(self.image("NEW", 1, ""));
+        self.trigger("update", "AFTER UPDATE", CAPTURING, &body)
     }
 
     fn delete(&self) -> String {
-        let mut body: Vec<String> = self.forget_row("OLD").into_iter().collect();
-        body.push(format!(
-            "INSERT INTO sync_change (class_id, op, shape, old_image) VALUES ({}, 3, {}, {})",
-            self.tracked.id,
-            self.tracked.shape,
-            image_sql(self.class, "OLD")
-        ));
-        self.trigger("delete", "AFTER DELETE", "", &body)
+        let local = if self.referred { self.local_sql("OLD") } else { "NULL".to_owned() };
+        let mut body = vec![self.change("3", &local, "")];
+        body.extend(self.image("OLD", 0, ""));
+        self.trigger("delete", "AFTER DELETE", CAPTURING, &body)
     }
 
-    fn note(&self, n: usize, clash: &Clash, condition: &str) -> String {
+    fn change(&self, op: &str, local_id: &str, condition: &str) -> String {
         format!(
-            "INSERT INTO sync_replaced (class_id, clash, local_id, image) \
-             SELECT {}, {}, {}, {} FROM {} AS o WHERE {condition}",
-            self.tracked.id,
-            self.clash_values(n, clash),
-            self.local_sql("o"),
-            image_sql(self.class, "o"),
-            quote(&self.class.table),
+            "INSERT INTO sync_change (class_id, op, shape, local_id) \
+             SELECT {}, {op}, {}, {local_id}{condition}",
+            self.tracked.id, self.tracked.shape,
         )
     }
 
-    /// Captures the noted rows that the new row has replaced, once each.
-    fn capture_replaced(&self) -> Vec<String> {
-        if self.class.clashes.is_empty() {
-            return Vec::new();
+    /// The image of `row` for the change that was inserted last, in pieces. (`sync_image` is WITHOUT
+    /// ROWID: writing it does not move `last_insert_rowid()`.)
+    fn image(&self, row: &str, after: usize, from: &str) -> Vec<String> {
+        let pieces = self.class.columns.chunks(PIECE).enumerate();
+        pieces
+            .map(|(piece, columns)| {
+                let places: Vec<String> = (0..columns.len()).map(|n| format!("c{n}")).collect();
+                let values: Vec<String> =
+                    columns.iter().map(|column| column_of(row, &column.name)).collect();
+                format!(
+                    "INSERT INTO sync_image (seq,part,{}) SELECT last_insert_rowid(),{},{}{from}",
+                    places.join(","),
+                    2 * piece + after,
+                    values.join(",")
+                )
+            })
+            .collect()
+    }
+
+    /// The local id of a new row, where a change that is not sealed yet is about a row that had the
+    /// same one.
+    fn id_again(&self, row: &str) -> String {
+        if !self.referred {
+            return "NULL".to_owned();
         }
-        let noted = self.noted();
-        vec![
-            format!(
-                "INSERT INTO sync_change (class_id, op, shape, old_image) \
-                 SELECT class_id, 3, {}, image FROM sync_replaced WHERE {noted} GROUP BY local_id",
-                self.tracked.shape
-            ),
-            self.forget_clashes(),
+        format!(
+            "(SELECT local_id FROM sync_change WHERE class_id = {} AND local_id = {} LIMIT 1)",
+            self.tracked.id,
+            self.local_sql(row)
+        )
+    }
+
+    /// What becomes of notes, where there are any.
+    fn settle(&self) -> [String; 3] {
+        // Makes deletes of the rows that the new row has replaced.
+        let confirm = format!(
+            "UPDATE sync_change SET op = 3, clash = NULL \
+             WHERE op = 5 AND class_id = {} AND clash IN ({})",
+            self.tracked.id,
+            self.clash_values()
+        );
+        let forget = self.forget(&format!("local_id = {}", self.local_sql("OLD")));
+        // An upsert has noted the very row that it updates: forget that first.
+        let update = [forget.clone(), confirm.clone()];
+        let when = format!(
+            "EXISTS (SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {})",
+            self.tracked.id
+        );
+        [
+            self.trigger("settle_insert", "AFTER INSERT", &when, &[confirm]),
+            self.trigger("settle_update", "AFTER UPDATE", &when, &update),
+            self.trigger("settle_delete", "AFTER DELETE", &when, &[forget]),
         ]
     }
 
-    fn forget_old_notes(&self) -> String {
+    fn forget(&self, notes: &str) -> String {
         format!(
-            "DELETE FROM sync_replaced WHERE rowid <= \
-             (SELECT max(rowid) FROM sync_replaced) - {NOTES_MAX}"
+            "UPDATE sync_change SET clash = NULL WHERE op = 5 AND class_id = {} AND {notes}",
+            self.tracked.id
         )
     }
 
-    fn forget_clashes(&self) -> String {
-        format!("DELETE FROM sync_replaced WHERE {}", self.noted())
-    }
-
-    fn forget_row(&self, row: &str) -> Option<String> {
-        (!self.class.clashes.is_empty()).then(|| {
-            format!(
-                "DELETE FROM sync_replaced WHERE class_id = {} AND local_id = {}",
-                self.tracked.id,
-                self.local_sql(row)
-            )
-        })
-    }
-
-    /// Notes for the values that the new row has.
-    fn noted(&self) -> String {
+    /// The new row's values in each unique index.
+    fn clash_values(&self) -> String {
         let clashes = self.class.clashes.iter().enumerate();
-        let any: Vec<String> =
-            clashes.map(|(n, clash)| format!("clash = {}", self.clash_values(n, clash))).collect();
-        format!("class_id = {} AND ({})", self.tracked.id, any.join(" OR "))
+        clashes.map(|(n, clash)| self.values_of(n, clash)).collect::<Vec<_>>().join(", ")
     }
 
     /// The new row's values in a unique index, as one text.
-    fn clash_values(&self, n: usize, clash: &Clash) -> String {
+    fn values_of(&self, n: usize, clash: &Clash) -> String {
         let values = clash.terms.iter().map(|term| format!("quote({})", self.term(term, "NEW")));
         format!("'{n}:'||{}", list(values.collect()))
     }
@@ -295,9 +392,11 @@ impl Writer<'_> {
         format!("(SELECT {expression} FROM (SELECT {}))", columns.join(", "))
     }
 
-    fn same_local(&self, one: &str, other: &str) -> String {
-        let parts: Vec<String> = self
-            .local()
+    /// Two rows have the same values in `columns`, byte for byte.
+    fn same(&self, columns: &[usize], one: &str, other: &str) -> String {
+        let parts: Vec<String> = columns
+            .iter()
+            .filter_map(|n| self.class.columns.get(*n))
             .map(|column| {
                 let (one, other) = (column_of(one, &column.name), column_of(other, &column.name));
                 format!("{one} IS {other} COLLATE BINARY")
@@ -306,8 +405,10 @@ impl Writer<'_> {
         if parts.is_empty() { "1".to_owned() } else { parts.join(" AND ") }
     }
 
+    /// The local id as [`refs`](super::refs) asks for it.
     fn local_sql(&self, row: &str) -> String {
-        list(self.local().map(|column| literal_sql(column, row)).collect())
+        let quoted = |column: &Column| format!("quote({})", column_of(row, &column.name));
+        list(self.local().map(quoted).collect())
     }
 
     fn local(&self) -> impl Iterator<Item = &Column> {
@@ -322,18 +423,31 @@ fn column_of(row: &str, name: &str) -> String {
 /// SQL for one value as a literal. What a column's affinity rules out is not asked for.
 fn literal_sql(column: &Column, row: &str) -> String {
     let value = column_of(row, &column.name);
-    let text = format!(
-        "CASE WHEN instr({value},char(0)) THEN 'T'''||hex({value})||'''' ELSE quote({value}) END"
-    );
     match affinity(&column.sql_type) {
         Affinity::Text => {
-            format!("CASE typeof({value}) WHEN 'text' THEN {text} ELSE quote({value}) END")
+            format!(
+                "CASE typeof({value}) WHEN 'text' THEN {} ELSE quote({value}) END",
+                text(&value)
+            )
         }
-        _ => format!(
-            "CASE typeof({value}) WHEN 'integer' THEN {value} WHEN 'real' THEN printf('%!.19g',{value}) \
-             WHEN 'text' THEN {text} ELSE quote({value}) END"
-        ),
+        _ => any_literal_sql(&value),
     }
+}
+
+/// SQL for any value as a literal.
+fn any_literal_sql(value: &str) -> String {
+    format!(
+        "CASE typeof({value}) WHEN 'integer' THEN {value} WHEN 'real' THEN printf('%!.19g',{value}) \
+         WHEN 'text' THEN {} ELSE quote({value}) END",
+        text(value)
+    )
+}
+
+/// SQL for a text as a literal: `quote` would cut it at an embedded NUL.
+fn text(value: &str) -> String {
+    format!(
+        "CASE WHEN instr({value},char(0)) THEN 'T'''||hex({value})||'''' ELSE quote({value}) END"
+    )
 }
 
 /// Joins SQL texts with commas between their values. SQLite bounds how deep an expression may nest,

@@ -56,7 +56,10 @@ async fn take_out(session: &mut Session, tracked: &Tracked) -> Result<()> {
         session.batch(&statement).await?;
     }
     let waiting = session
-        .query_one("SELECT count(*) FROM @sync_change WHERE class_id = $1", vec![tracked.id.into()])
+        .query_one(
+            "SELECT count(*) FROM @sync_change WHERE class_id = $1 AND op < 4",
+            vec![tracked.id.into()],
+        )
         .await?
         .int(0)?;
     if waiting > 0 {

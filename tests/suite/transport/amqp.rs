@@ -440,7 +440,7 @@ fn lapin_threads() -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_or_vhost_is_a_mistake_of_configuration() {
     let url = services::amqp_url();
-    let (user, host, tail) = parts(&url);
+    let (user, host, tail) = parts(url);
     let name = user.split(':').next().unwrap();
     for url in [
         format!("amqp://{name}:wr0ng@{host}/{tail}"),
@@ -461,7 +461,7 @@ async fn a_wrong_password_or_vhost_is_a_mistake_of_configuration() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_to_a_broker_that_speaks_none_is_an_error() {
-    let (user, host, tail) = parts(&services::amqp_url());
+    let (user, host, tail) = parts(services::amqp_url());
     let url = format!("amqps://{user}@{host}/{tail}");
     let transport = transport::connect(&url, &Settings::default()).unwrap();
     let queue = Queue { to: ServerId::random(), from: ServerId::random(), lane: Lane::Acks };
