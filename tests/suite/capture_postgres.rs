@@ -1036,7 +1036,7 @@ async fn a_real_clinic_is_captured() {
         bench
             .run(
                 "UPDATE person SET gender = 'X', birthdate = '1980-02-03'; \
-                 UPDATE users SET creator = (SELECT min(user_id) FROM users)",
+                 UPDATE users SET username = username || 'x'",
             )
             .await;
         let rows = bench.rows().await;
