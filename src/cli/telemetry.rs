@@ -10,6 +10,8 @@ pub(crate) fn start(cli: &Cli, filter: Option<&str>) {
     // matters of its errors comes back to us.
     let usual = match (cli.global.verbose, &cli.command) {
         (0, Command::Worker(_)) => "warn,lapin=off,branchline=info",
+        // It draws its own picture of what goes on.
+        (0, Command::Demo(_)) => "off",
         (0, _) => "error,lapin=off,branchline=warn",
         (1, _) => "warn,lapin=off,branchline=debug",
         _ => "info,branchline=trace",

@@ -47,6 +47,8 @@ diesel::table! {
 
 /// `sync_change.op` of a mark "a transaction ended here".
 const MARK: i32 = 4;
+/// `sync_change.op` of a note that the triggers make for themselves: nothing was captured yet.
+const NOTE: i32 = 5;
 
 impl sealed::Sealed for Wrapper {}
 
@@ -238,6 +240,7 @@ fn commit(connection: &mut SqliteConnection, wake: &Wake) -> QueryResult<()> {
 /// Ends what has been captured, when something has, with a mark.
 fn mark(connection: &mut SqliteConnection) -> QueryResult<()> {
     let last = sync_change::table
+        .filter(sync_change::op.ne(NOTE))
         .order(sync_change::seq.desc())
         .select(sync_change::op)
         .first::<i32>(connection)

@@ -62,6 +62,7 @@ impl<C: Intercepted> TransactionManager<SyncConnection<C>> for SyncTransactionMa
 
 /// As `TransactionManager::transaction`, begun by `sql`. Not an `async fn`: the future must be known
 /// to be `Send`, whatever the closure.
+#[allow(clippy::manual_async_fn)]
 fn run<'a, 'conn, C, R, E, F>(
     conn: &'conn mut SyncConnection<C>,
     sql: String,

@@ -3,6 +3,7 @@
 mod books;
 mod capture_sqlite;
 mod cli;
+mod interceptor;
 mod openmrs;
 mod transport;
 mod tree;

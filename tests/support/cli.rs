@@ -87,6 +87,10 @@ impl TestServer {
         self.folder.path()
     }
 
+    pub(crate) fn database(&self) -> &TestDatabase {
+        &self.database
+    }
+
     /// Whether the database is SQLite.
     pub(crate) fn is_sqlite(&self) -> bool {
         self.database.path().is_some()

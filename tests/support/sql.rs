@@ -52,8 +52,7 @@ impl Sql {
         self.with(|open| match open {
             Open::Postgres(postgres) => postgres.query(&sql.replace("@sync_", "branchline.sync_")),
             Open::Sqlite(sqlite) => {
-                let rows =
-                    sql_query(sql.replace("@sync_", "sync_")).load::<SqliteRow>(sqlite);
+                let rows = sql_query(sql.replace("@sync_", "sync_")).load::<SqliteRow>(sqlite);
                 rows.map(|rows| rows.into_iter().map(|row| row.0).collect())
                     .map_err(|error| error.to_string())
             }

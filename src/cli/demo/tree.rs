@@ -305,6 +305,9 @@ impl Tree {
             if !self.made.is_empty() {
                 kept.push_str(&format!(", and the databases {}", self.made.join(", ")));
             }
+            if self.broker_url.is_some() {
+                kept.push_str(", and the queues at the broker");
+            }
             return result.map(|()| Some(kept));
         }
         if let Some(url) = &self.database_url {

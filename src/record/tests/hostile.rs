@@ -7,7 +7,7 @@ use serde_bytes::{ByteBuf, Bytes};
 
 use super::*;
 use crate::record::batch::Tree;
-use crate::record::messages::{Acks, Hello, Join, Load, Records, Welcome};
+use crate::record::messages::{Acks, Hello, Join, Load, LoadRow, Records, Welcome};
 use crate::record::{limits, payload};
 
 /// Gives the bytes to everything that reads bytes.
@@ -47,6 +47,28 @@ proptest! {
         if let Ok(decoded) = payload::decode(&bytes) {
             // Only the framing may be written in another way; what was signed may not change.
             prop_assert!(decoded.leaf != sealed.leaf || decoded.body == body);
+        }
+    }
+
+    #[test]
+    fn changed_messages_are_read_or_refused(
+        rows in prop::collection::vec((row_id(), row_state(), columns(value())), 0..4),
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let rows = rows.into_iter().map(|(row, state, values)| {
+            LoadRow { class: row.class, key: row.key, state, values }
+        });
+        let load = Load { rows: rows.collect(), ..Load::default() };
+        let hello = Hello { applied: vec![(Uuid::nil(), 1, 2); 3], ..Hello::default() };
+        let acks = Acks { rows: vec![("c".into(), "k".into())], ..Acks::default() };
+        for bytes in [load.encode(), hello.encode(), acks.encode(), Welcome::default().encode()] {
+            let mut bytes = bytes.unwrap();
+            for (at, byte) in &changes {
+                let at = at.index(bytes.len());
+                bytes[at] = *byte;
+            }
+            read_all(&bytes);
+            read_all(&bytes[..changes[0].0.index(bytes.len())]);
         }
     }
 

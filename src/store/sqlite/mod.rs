@@ -107,6 +107,24 @@ impl Slot {
     }
 }
 
+impl Drop for Transaction {
+    /// One that is dropped half way would keep the host's writers out until we begin another.
+    fn drop(&mut self) {
+        if !self.slot.open.load(Ordering::Acquire) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let slot = Arc::clone(&self.slot);
+        runtime.spawn(async move {
+            let mut connection = Arc::clone(&slot.connection).lock_owned().await;
+            if slot.open.swap(false, Ordering::AcqRel) {
+                // Nobody is left to be told. The next to begin begins anew.
+                let _ = connection.batch_execute("ROLLBACK").await;
+            }
+        });
+    }
+}
+
 impl Transaction {
     async fn open(slot: &Arc<Slot>, sql: &'static str) -> Result<Self> {
         let mut connection = Arc::clone(&slot.connection).lock_owned().await;

@@ -269,7 +269,8 @@ impl Writer<'_> {
     }
 
     /// The image of `row` for the change that was inserted last, in pieces. (`sync_image` is WITHOUT
-    /// ROWID: writing it does not move `last_insert_rowid()`.)
+    /// ROWID: writing it does not move `last_insert_rowid()`. OR REPLACE: a leftover of an old change,
+    /// whosoever left it there, must not fail the host's write.)
     fn image(&self, row: &str, after: usize, from: &str) -> Vec<String> {
         let pieces = self.class.columns.chunks(PIECE).enumerate();
         pieces
@@ -278,7 +279,7 @@ impl Writer<'_> {
                 let values: Vec<String> =
                     columns.iter().map(|column| column_of(row, &column.name)).collect();
                 format!(
-                    "INSERT INTO sync_image (seq,part,{}) SELECT last_insert_rowid(),{},{}{from}",
+                    "INSERT OR REPLACE INTO sync_image (seq,part,{}) SELECT last_insert_rowid(),{},{}{from}",
                     places.join(","),
                     2 * piece + after,
                     values.join(",")

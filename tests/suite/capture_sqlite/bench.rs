@@ -121,6 +121,26 @@ impl Bench {
         self.host.batch_execute(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
+    /// Runs what may fail.
+    pub(super) fn try_run(&mut self, sql: &str) {
+        let _ = self.host.batch_execute(sql);
+    }
+
+    /// What lies in some tables, a line a row, sorted.
+    pub(super) async fn rows(&self, tables: &[&str]) -> Vec<String> {
+        let mut session = self.store.read().await.unwrap();
+        let mut rows = Vec::new();
+        for name in tables {
+            let class = &self.catalog.class(name).unwrap().class;
+            let sql = format!("SELECT {} FROM {name} AS t", triggers::image_sql(class, "t"));
+            for row in session.query(&sql, vec![]).await.unwrap() {
+                rows.push(format!("{name}({})", row.text(0).unwrap()));
+            }
+        }
+        rows.sort();
+        rows
+    }
+
     pub(super) fn fails(&mut self, sql: &str) {
         self.host.batch_execute(sql).expect_err(sql);
     }

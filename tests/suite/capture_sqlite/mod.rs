@@ -6,6 +6,7 @@ mod openmrs;
 mod refs;
 mod replace;
 mod schema;
+mod storm;
 
 use self::bench::Bench;
 
@@ -65,4 +66,22 @@ async fn a_table_as_wide_as_sqlite_allows_is_captured_also_by_an_old_sqlite() {
     let caught = bench.caught().await;
     assert_eq!(caught.len(), 3);
     assert!(caught[0].ends_with("NULL,5)"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_ours_that_is_dropped_lets_the_host_write() {
+    let mut bench = Bench::new(THING).await;
+    let mut session = bench.store.begin().await.unwrap();
+    session.execute("DELETE FROM sync_change", vec![]).await.unwrap();
+    drop(session);
+    bench.run("INSERT INTO thing VALUES (1, 'a', 1)");
+    assert_eq!(bench.caught().await, ["+thing(1,'a',1)"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leftovers_in_our_tables_do_not_fail_a_write() {
+    let mut bench = Bench::new(THING).await;
+    bench.run("INSERT INTO sync_image (seq, part, c0) VALUES (1, 1, 'left'), (1, 3, 'left')");
+    bench.run("INSERT INTO thing VALUES (1, 'a', 1)");
+    assert_eq!(bench.caught().await, ["+thing(1,'a',1)"]);
 }
