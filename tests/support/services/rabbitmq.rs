@@ -59,6 +59,7 @@ fn start(folder: &Path, stop: &mut Stop) -> Result<String, Failure> {
 
     let mut server = Command::new(sbin.join("rabbitmq-server"));
     server
+        .current_dir(folder) // where Erlang leaves its dumps
         .env("HOME", folder)
         .env("ERL_EPMD_PORT", epmd.to_string())
         .env("ERL_EPMD_ADDRESS", "127.0.0.1")
