@@ -44,8 +44,8 @@ pub(crate) async fn sync(context: &Context, idle: Duration) -> Result<End> {
 }
 
 pub(crate) async fn worker(context: &Context, address: Option<SocketAddr>) -> Result<End> {
-    let worker = Worker::open(context.config.clone()).await?;
     let stop = stop_on_signals();
+    let worker = Worker::open(context.config.clone()).await?;
     let Some(address) = address else {
         worker.run(stop).await?;
         return Ok(End::Done);

@@ -175,8 +175,9 @@ pub async fn due(
     let mut ids: Vec<i64> = Vec::new();
     let found = session
         .query(
-            "SELECT id FROM @sync_held WHERE original_uuid IS NOT NULL AND next_attempt <= $1 \
-             ORDER BY id LIMIT $2",
+            "SELECT id FROM @sync_held h WHERE original_uuid IS NOT NULL AND (next_attempt <= $1 \
+             OR (kind IN ('UNKNOWN_CLASS', 'UNKNOWN_COLUMN') AND EXISTS \
+             (SELECT 1 FROM @sync_tracked t WHERE t.tracked_at > h.held_at))) ORDER BY id LIMIT $2",
             vec![Datum::time(now), limit.into()],
         )
         .await?;
@@ -247,6 +248,15 @@ pub(super) async fn again(
         .await?;
     let tries = row.int(0)?;
     let stopped = tries >= max;
+    if matches!(hold.kind, HoldKind::Class | HoldKind::Column) {
+        // Until the schema changes once more.
+        session
+            .execute(
+                "UPDATE @sync_held SET held_at = $2 WHERE id = $1",
+                vec![id.into(), Datum::time(now)],
+            )
+            .await?;
+    }
     let next = if stopped { Datum::Time(None) } else { Datum::time(now + wait_ms(tries)) };
     session
         .execute("UPDATE @sync_held SET next_attempt = $2 WHERE id = $1", vec![id.into(), next])

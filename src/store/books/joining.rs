@@ -142,7 +142,7 @@ fn refuse_second(old: &Neighbour, token: &Token, moving: bool) -> Result<()> {
             token.parent_nickname
         ))),
         _ => Err(Error::config(format!(
-            "this server has a parent, `{name}`; `join --move` makes it a child of `{}` instead",
+            "this server has a parent, `{name}`, in its tree; `join --move` makes it a child of `{}` instead",
             token.parent_nickname
         ))),
     }
