@@ -28,6 +28,12 @@ pub enum HoldKind {
     Missing,
     /// It builds on a change that is not here.
     Gap,
+    /// Another row has its value of a unique column.
+    UniqueClash,
+    /// Its edits are concurrent, and the policy of their class is `hold`.
+    Undecided,
+    /// A class merges otherwise here than the root of the tree says.
+    MergeDiffers,
     /// It does not decode, or is not who it says.
     Undecodable,
 }
@@ -43,6 +49,9 @@ impl HoldKind {
             Self::Refused => "REFUSED",
             Self::Missing => "MISSING_ROW",
             Self::Gap => "GAP",
+            Self::UniqueClash => "UNIQUE_CLASH",
+            Self::Undecided => "UNDECIDED",
+            Self::MergeDiffers => "MERGE_DIFFERS",
             Self::Undecodable => "UNDECODABLE",
         }
     }

@@ -194,6 +194,7 @@ async fn apply(
     };
     let applier = Applier {
         catalog: &context.catalog,
+        merge: &context.merge,
         neighbours: &context.neighbours,
         source,
         rules,
@@ -330,6 +331,7 @@ pub(super) async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<
             };
             let applier = Applier {
                 catalog: &context.catalog,
+                merge: &context.merge,
                 neighbours: &context.neighbours,
                 source,
                 rules,

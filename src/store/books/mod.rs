@@ -11,6 +11,7 @@ pub mod cleanup;
 pub mod identity;
 pub mod invites;
 pub mod joining;
+pub mod merging;
 pub mod records;
 pub mod rules;
 pub mod servers;
