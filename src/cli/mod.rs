@@ -5,6 +5,7 @@
 
 mod check;
 mod classes;
+mod conflicts;
 mod demo;
 mod exchange;
 mod grammar;
@@ -141,7 +142,7 @@ async fn dispatch(command: Command, global: &Global, context: &Context) -> Resul
         Command::Transmissions { limit } => records::transmissions(context, limit).await,
         Command::Demo(arguments) => demo::demo(context, global, &arguments).await,
         Command::Held(_) => later("held"),
-        Command::Conflicts(_) => later("conflicts"),
+        Command::Conflicts { command, list } => conflicts::conflicts(context, command, list).await,
         Command::Verify(_) => later("verify"),
         Command::Export(_) => later("export"),
         Command::Import(_) => later("import"),

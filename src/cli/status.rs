@@ -6,6 +6,7 @@ use super::links;
 use super::output::{ago, count, span, time};
 use super::{Context, End};
 use crate::error::Result;
+use crate::store::books::conflicts;
 use crate::store::books::status::{Counts, Link, Status, status as read};
 use crate::store::time as clock;
 
@@ -14,10 +15,27 @@ pub(crate) async fn status(context: &Context) -> Result<End> {
     let now = clock::now();
     let mut session = store.read().await?;
     let status = read(&mut session, now).await?;
+    let differing = super::check::differing(context, &mut session).await?;
+    let conflicts = conflicts::open(&mut session).await?;
     session.rollback().await?;
-    context.out.object(&object(&status, store.address()));
+    let mut whole = object(&status, store.address());
+    whole["conflicts"] = conflicts.into();
+    whole["merge_differs"] = differing
+        .iter()
+        .map(|(class, why)| json!({ "class": class, "why": why }))
+        .collect::<Vec<_>>()
+        .into();
+    context.out.object(&whole);
     if !context.out.json {
         people(context, &status, store.address(), now);
+        if conflicts > 0 {
+            context.out.say(format!("{}: `branchline conflicts`", count(conflicts, "conflict")));
+        }
+        for (class, why) in differing {
+            context.out.say(format!(
+                "`{class}` merges otherwise here than the root of the tree says, and is held: {why}"
+            ));
+        }
     }
     Ok(End::Done)
 }

@@ -162,6 +162,8 @@ pub struct Due {
     pub server: i64,
     /// The record.
     pub incoming: Incoming,
+    /// An operator lets its concurrent edits in.
+    pub decided: bool,
 }
 
 /// Held records that are due by the clock, or wait for one of `rows`; oldest first.
@@ -215,7 +217,7 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         return Ok(Vec::new());
     }
     let sql = format!(
-        "SELECT id, uuid, server_id, payload FROM @sync_held WHERE {} ORDER BY id",
+        "SELECT id, uuid, server_id, payload, decided FROM @sync_held WHERE {} ORDER BY id",
         session.dialect().any("id", 1)
     );
     let mut list = Vec::new();
@@ -227,6 +229,7 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         list.push(Due {
             id: row.int(0)?,
             server: row.int(2)?,
+            decided: row.flag(4)?,
             incoming: Incoming {
                 uuid: RecordId(row.uuid(1)?),
                 body,
@@ -273,6 +276,29 @@ pub(super) async fn again(
     session.execute("DELETE FROM @sync_held_need WHERE held_id = $1", vec![id.into()]).await?;
     needs(session, catalog, id, &hold.needs).await?;
     Ok(stopped)
+}
+
+/// Held records that wait for one of these rows are due at once: they were changed here.
+pub(super) async fn touched(
+    session: &mut Session,
+    rows: &[super::states::Place],
+    now: i64,
+) -> Result<()> {
+    let some = session.query_one("SELECT EXISTS (SELECT 1 FROM @sync_held_need)", vec![]).await?;
+    if !some.flag(0)? {
+        return Ok(());
+    }
+    let binds = rows
+        .iter()
+        .map(|(class, key)| vec![(*class).into(), key.to_string().into(), Datum::time(now)]);
+    session
+        .execute_each(
+            "UPDATE @sync_held SET next_attempt = $3 WHERE id IN \
+             (SELECT held_id FROM @sync_held_need WHERE class_id = $1 AND key = $2)",
+            binds.collect(),
+        )
+        .await?;
+    Ok(())
 }
 
 /// Removes held records that went in.

@@ -16,6 +16,7 @@ pub mod imports;
 pub mod keysql;
 pub mod outbox;
 pub mod postgres;
+pub mod revived;
 pub mod rows;
 pub mod seal;
 pub mod session;

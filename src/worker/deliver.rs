@@ -22,7 +22,7 @@ use crate::store::apply::{Applied, Applier, Incoming, Outcome};
 use crate::store::books::Neighbour;
 use crate::store::rows::Found;
 use crate::store::session::{Dialect, Session};
-use crate::store::{held, imports, outbox, seal, settle, time};
+use crate::store::{apply, held, imports, outbox, revived, seal, settle, time};
 
 /// Tries at a batch that meets others' locks, before the link is left alone for a while.
 const BUSY_TRIES_MAX: u32 = 50;
@@ -154,6 +154,10 @@ async fn lock_rows<'a>(
         return Ok(());
     }
     let mut by_class: BTreeMap<Arc<str>, BTreeSet<Arc<str>>> = BTreeMap::new();
+    // Rows that stand for the sake of others may go with what comes in.
+    for row in revived::list(session).await? {
+        by_class.entry(row.class).or_default().insert(row.key);
+    }
     for item in records.into_iter().flat_map(|record| &record.body.items) {
         let keys = by_class.entry(Arc::clone(&item.row.class)).or_default();
         keys.insert(Arc::clone(&item.row.key));
@@ -300,6 +304,32 @@ fn verify(context: &Context, group: &Group) -> Result<Verified> {
     let tree = Tree::from_parts(group.count, &leaves, &group.absent)?;
     batch::verify(&key, group.origin, group.count, &tree.root()?, &group.signature)?;
     Ok(Verified { tree, parts })
+}
+
+/// What local edits make possible: rows that stood for the sake of others go, and held records that
+/// are due are tried.
+pub(super) async fn follow_local(engine: &Engine) -> Result<()> {
+    let gone = sweep(engine).await?;
+    retry_held(engine, gone).await
+}
+
+/// Lets dead rows go that nothing refers to any more.
+async fn sweep(engine: &Engine) -> Result<Vec<RowId>> {
+    let mut session = engine.store.read().await?;
+    let some = !revived::list(&mut session).await?.is_empty();
+    session.rollback().await?;
+    if !some {
+        return Ok(Vec::new());
+    }
+    let mut session = engine.store.begin().await?;
+    seal::lock(&mut session).await?;
+    let mut context = engine.context(&mut session).await?;
+    lock_rows(&mut session, &context.catalog, &[]).await?;
+    relay::seal_all_in(engine, &mut session, &mut context).await?;
+    let Context { actors, catalog, merge, .. } = &mut context;
+    let gone = apply::sweep(&mut session, actors, catalog, merge).await?;
+    session.commit().await?;
+    Ok(gone)
 }
 
 /// Tries held records again that wait for one of `rows`, or are due by the clock; and again, as

@@ -90,9 +90,15 @@ async fn seal(engine: Arc<Engine>, stop: CancellationToken) {
     let mut first = Some(engine.activity.busy());
     loop {
         match relay::seal(&engine).await {
-            Ok(_) => {
+            Ok(records) => {
                 pause.reset();
                 engine.activity.succeeded("relay");
+                if records > 0
+                    && let Err(error) = deliver::follow_local(&engine).await
+                {
+                    // The chores come to it again.
+                    tracing::debug!(error = %error.chain(), "what local edits make possible waits");
+                }
             }
             Err(error) => {
                 if !trouble(&engine, "relay", &error, &mut pause, &stop).await {
@@ -135,7 +141,7 @@ async fn round(engine: &Engine, look: bool) -> Result<()> {
     if look {
         mend_capture(engine).await?;
     }
-    deliver::retry_held(engine, Vec::new()).await?;
+    deliver::follow_local(engine).await?;
     let mut session = engine.store.read().await?;
     let identity = books::identity(&mut session).await?;
     session.rollback().await?;

@@ -197,6 +197,35 @@ async fn decode(
     Ok(window)
 }
 
+/// What the transaction at hand has captured itself, in its order, and every `seq` of it. On SQLite
+/// that is all there is: nobody writes beside us, and what was committed is sealed.
+pub(super) async fn own(
+    session: &mut Session,
+    catalog: &Catalog,
+    shapes: &mut Shapes,
+) -> Result<(Vec<Change>, Vec<i64>)> {
+    let dialect = session.dialect();
+    let rows = match dialect {
+        Dialect::Postgres => {
+            let sql = "SELECT seq, class_id, op, shape, columns, old_image, new_image, old_refs, \
+                       new_refs, changed_at FROM @sync_change WHERE xid = pg_current_xact_id() \
+                       ORDER BY seq";
+            session.query(sql, vec![]).await?
+        }
+        Dialect::Sqlite => changes::read(session, i64::MAX).await?,
+    };
+    learn_shapes(session, shapes, rows.iter()).await?;
+    let (mut changes, mut seqs) = (Vec::new(), Vec::new());
+    for row in rows {
+        seqs.push(row.int(0)?);
+        if row.int(2)? != MARK {
+            changes.extend(change(dialect, catalog, shapes, &row)?);
+        }
+    }
+    order::order(session, &mut changes).await?;
+    Ok((changes, seqs))
+}
+
 /// Looks up the rows that images refer to: SQLite's triggers leave that to us.
 async fn refer(
     session: &mut Session,

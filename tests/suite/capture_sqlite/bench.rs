@@ -220,6 +220,8 @@ pub(super) fn classes(tables: &[Table]) -> Catalog {
             id_source: None,
             partitions: Vec::new(),
             clashes: table.clashes.clone(),
+            cascades: false,
+            links: Vec::new(),
         };
         let id = n as i32 + 1;
         catalog.ids.insert(class.name.clone(), id);

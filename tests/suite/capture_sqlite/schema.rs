@@ -96,6 +96,7 @@ async fn the_catalog_is_read_as_it_is_declared() {
         target: target.into(),
         target_columns: target_columns.iter().map(ToString::to_string).collect(),
         deferrable: true,
+        acts: false,
     };
     assert_eq!(
         odd.foreign_keys,

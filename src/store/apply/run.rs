@@ -1,0 +1,185 @@
+//! A batch on its way: tried whole, cut where it is refused, until all of it is in or held.
+
+use std::collections::HashSet;
+
+use super::hold::{Hold, Refusal, guilty};
+use super::join::Joined;
+use super::view::View;
+use super::{Applied, Applier, Outcome, Pending, ledger};
+use crate::error::{Kind, Result};
+use crate::record::RowId;
+use crate::state::State;
+use crate::store::actors::Actors;
+use crate::store::books::conflicts::{self, ConflictKind, Entry, Side};
+use crate::store::held;
+use crate::store::imports;
+use crate::store::session::Session;
+use crate::store::states::States;
+
+/// What is to be done next.
+enum Step<'a> {
+    /// Try to apply these.
+    Try(Vec<Pending<'a>>),
+    /// Hold this one: all before it that touch its rows are dealt with.
+    Hold(Pending<'a>, Hold),
+}
+
+/// What a batch has come to so far.
+pub(super) struct Progress<'p> {
+    pub(super) outcomes: &'p mut [Option<Outcome>],
+    pub(super) applied: &'p mut Applied,
+}
+
+impl Progress<'_> {
+    pub(super) fn held(&mut self, at: usize, outcome: Outcome) {
+        self.applied.held += 1;
+        self.outcomes[at] = Some(outcome);
+    }
+}
+
+impl Applier<'_> {
+    /// Tries slices of the batch, the whole first.
+    pub(super) async fn run(
+        &self,
+        session: &mut Session,
+        actors: &mut Actors,
+        pending: Vec<Pending<'_>>,
+        outcomes: &mut [Option<Outcome>],
+        applied: &mut Applied,
+    ) -> Result<()> {
+        let mut progress = Progress { outcomes, applied };
+        let mut steps = vec![Step::Try(pending)];
+        while let Some(step) = steps.pop() {
+            let slice = match step {
+                Step::Try(slice) => self.screen(session, actors, slice, &mut progress).await?,
+                Step::Hold(record, reason) => {
+                    let outcome = self.set_aside(session, actors, &record, reason).await?;
+                    progress.held(record.at, outcome);
+                    continue;
+                }
+            };
+            if slice.is_empty() {
+                continue;
+            }
+            match self.attempt(session, actors, &slice).await? {
+                Ok(rows) => {
+                    progress.applied.committed += slice.len();
+                    progress.applied.rows.extend(rows);
+                    for record in slice {
+                        let (uuid, state) = (record.incoming.uuid, State::Committed);
+                        progress.outcomes[record.at] = Some(Outcome { uuid, state, message: None });
+                    }
+                }
+                Err(refusal) => cut(slice, &refusal, &mut steps),
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries a slice, and where the database refuses it, once more with care for rows that take each
+    /// other's values. Nothing is left of what was refused.
+    async fn attempt(
+        &self,
+        session: &mut Session,
+        actors: &mut Actors,
+        slice: &[Pending<'_>],
+    ) -> Result<Result<Vec<RowId>, Refusal>> {
+        let mut carefully = false;
+        loop {
+            session.batch("SAVEPOINT branchline_slice").await?;
+            let refusal = match self.slice(session, actors, slice, carefully).await {
+                Ok(rows) => {
+                    session.batch("RELEASE SAVEPOINT branchline_slice").await?;
+                    return Ok(Ok(rows));
+                }
+                Err(Refusal::Whole(error)) if !error.holds_record() => return Err(error),
+                Err(refusal) => refusal,
+            };
+            session
+                .batch(
+                    "ROLLBACK TO SAVEPOINT branchline_slice; \
+                     RELEASE SAVEPOINT branchline_slice",
+                )
+                .await?;
+            match &refusal {
+                Refusal::Whole(error) if !carefully && error.kind() == Kind::Constraint => {
+                    carefully = true;
+                }
+                _ => return Ok(Err(refusal)),
+            }
+        }
+    }
+
+    /// Joins, writes, and books one slice.
+    async fn slice(
+        &self,
+        session: &mut Session,
+        actors: &mut Actors,
+        slice: &[Pending<'_>],
+        carefully: bool,
+    ) -> Result<Vec<RowId>, Refusal> {
+        let mut states = States::default();
+        let Joined { rows, conflicts, .. } = self.join(session, actors, &mut states, slice).await?;
+        let mut entries = ledger::entries(session, self.catalog, conflicts, None).await?;
+        let view = View { catalog: self.catalog, merge: self.merge };
+        let shown = view.show(session, actors, &mut states, rows, carefully).await?;
+        entries.extend(shown.revived.into_iter().map(revived));
+        states.save(session, actors).await?;
+        conflicts::write(session, actors, entries, self.now).await?;
+        let imports = slice.iter().map(|record| record.incoming);
+        imports::committed(session, self.source.id, imports, self.now).await?;
+        let held: Vec<i64> = slice.iter().filter_map(|record| record.held).collect();
+        held::done(session, &held).await?;
+        let fresh = slice.iter().filter(|record| record.held.is_none());
+        self.pass_on(session, actors, fresh.map(|r| (r.incoming, r.items.len()))).await?;
+        Ok(shown.touched)
+    }
+}
+
+/// Takes out what is refused for certain, halves what is not known. The order of records that touch
+/// one row stays: a record is held only after those before it are in, or held.
+fn cut<'r>(slice: Vec<Pending<'r>>, refusal: &Refusal, steps: &mut Vec<Step<'r>>) {
+    let named = guilty(&slice, refusal);
+    if named.is_empty() && slice.len() > 1 {
+        let mut first = slice;
+        let second = first.split_off(first.len() / 2);
+        steps.push(Step::Try(second));
+        steps.push(Step::Try(first));
+        return;
+    }
+    let mut next = Vec::new();
+    let mut rest: Vec<Pending<'r>> = Vec::new();
+    let mut touched: HashSet<RowId> = HashSet::new();
+    for (n, record) in slice.into_iter().enumerate() {
+        let reason = named.iter().find(|(at, _)| *at == n).map(|(_, reason)| reason.clone());
+        let reason = if named.is_empty() { Some(Hold::of(refusal)) } else { reason };
+        let Some(reason) = reason else {
+            touched.extend(record.let_in().map(|item| item.row.clone()));
+            rest.push(record);
+            continue;
+        };
+        if record.let_in().any(|item| touched.contains(&item.row)) {
+            next.push(Step::Try(std::mem::take(&mut rest)));
+            touched.clear();
+        }
+        next.push(Step::Hold(record, reason));
+    }
+    next.push(Step::Try(rest));
+    steps.extend(next.into_iter().rev());
+}
+
+/// The line about a row that is there for the sake of another.
+fn revived((row, referrer): (RowId, RowId)) -> Entry {
+    Entry {
+        note: Some(format!(
+            "it was deleted, and is there because row `{}` of `{}` refers to it",
+            referrer.key, referrer.class
+        )),
+        row,
+        column: None,
+        kind: ConflictKind::Revived,
+        winner: Side::default(),
+        loser: Side::default(),
+        original: None,
+    }
+}
