@@ -10,6 +10,7 @@ use super::{Context, End};
 use crate::catalog::decide::Request;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::publisher::relay;
 use crate::store::Store;
 use crate::store::books::identity::{self, Made};
 use crate::store::books::{self, audit};
@@ -136,8 +137,9 @@ fn print(context: &Context, report: &Report) {
 
 pub(crate) async fn untrack(context: &Context, arguments: Untrack) -> Result<End> {
     let store = context.store().await?;
+    let bounds = relay::bounds(&context.config);
     let names = books::write(&store, async |session| {
-        let names = track::untrack(session, &arguments.tables).await?;
+        let names = track::untrack(session, &arguments.tables, bounds).await?;
         audit::note(session, &context.actor, "untrack", &names.join(", ")).await?;
         Ok(names)
     })
