@@ -13,6 +13,7 @@ mod records;
 use crate::catalog::decide::Request;
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::publisher::relay;
 use crate::store::books::check::{self, Facts};
 use crate::store::books::identity::{self, Made};
 use crate::store::books::status::{self, Status};
@@ -122,7 +123,7 @@ impl Server {
     /// [`Config`](crate::Kind::Config) for a table that is not under capture.
     pub async fn untrack(&self, tables: &[String]) -> Result<Vec<String>> {
         transaction!(self, session => {
-            let names = track::untrack(session, tables).await?;
+            let names = track::untrack(session, tables, relay::bounds(&self.config)).await?;
             audit::note(session, &self.actor, "untrack", &names.join(", ")).await?;
             Ok(names)
         })

@@ -2,6 +2,7 @@
 //! mixes of databases and brokers.
 
 mod again;
+mod capture;
 mod clinic;
 mod contention;
 mod errors;
