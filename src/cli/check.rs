@@ -5,31 +5,29 @@ use serde_json::{Value, json};
 use super::output::{count, span, time};
 use super::{Context, End};
 use crate::error::Result;
-use crate::store::books::check::{Facts, facts};
-use crate::store::books::merging;
+use crate::store::books::check::Facts;
 use crate::store::books::servers::LinkState;
 use crate::store::books::status::Link;
-use crate::store::{Session, time as clock, track};
+use crate::store::time as clock;
 
 /// Unsealed changes older than this mean that no worker runs.
 const UNSEALED_MAX_MS: i64 = 60_000;
 
 pub(crate) async fn check(context: &Context) -> Result<End> {
-    let store = context.store().await?;
+    let server = context.server().await?;
     let now = clock::now();
-    let mut session = store.read().await?;
-    let facts = facts(&mut session, now).await?;
-    let differing = differing(context, &mut session).await?;
-    session.rollback().await?;
-    let broken = super::setup::broken_capture(context, &store).await?;
+    let facts = server.facts().await?;
+    let broken = server.broken_capture().await?.into_iter().map(|class| {
+        format!("the triggers of `{class}` are gone or out of date: run `branchline track`")
+    });
     let skew_max = i64::try_from(context.config.clock_skew_alarm.as_millis()).unwrap_or(i64::MAX);
-    let mut findings = broken;
-    findings.extend(differing.iter().map(|(class, why)| {
+    let differing = server.merge_differing().await?.into_iter().map(|(class, why)| {
         format!(
             "`{class}` merges otherwise here than the root of the tree says, and its records are \
              held: {why}"
         )
-    }));
+    });
+    let mut findings: Vec<String> = broken.chain(differing).collect();
     findings.extend(findings_of(&facts, now, skew_max));
     if context.out.json {
         context.out.object(&object(&facts, &findings));
@@ -37,16 +35,6 @@ pub(crate) async fn check(context: &Context) -> Result<End> {
         page(context, &facts, &findings, now);
     }
     Ok(if findings.is_empty() { End::Done } else { End::Differs })
-}
-
-/// The classes that merge otherwise here than the root of the tree says, each with what differs.
-pub(super) async fn differing(
-    context: &Context,
-    session: &mut Session,
-) -> Result<Vec<(String, String)>> {
-    let catalog = track::load(session).await?;
-    let merge = merging::tree_merge(session, &catalog, &context.config.merge_settings()?).await?;
-    Ok(merge.differing().map(|(class, why)| (class.to_owned(), why.to_owned())).collect())
 }
 
 /// What needs attention, a sentence each, with what to do.

@@ -6,46 +6,35 @@ use super::grammar::{Conflicts, ConflictsList, KeepSide};
 use super::output::{ago, count, text, time};
 use super::{Context, End};
 use crate::error::Result;
-use crate::store::apply::{Keep, resolve};
-use crate::store::books::conflicts::{self, ConflictKind, Line, Stood};
-use crate::store::books::{self, merging};
-use crate::store::{Store, time as clock, track};
+use crate::server::Server;
+use crate::store::apply::Keep;
+use crate::store::books::conflicts::{ConflictKind, Line, Stood};
+use crate::store::time as clock;
 
 pub(crate) async fn conflicts(
     context: &Context,
     command: Option<Conflicts>,
     list: ConflictsList,
 ) -> Result<End> {
-    let store = context.store().await?;
+    let server = context.server().await?;
     match command.unwrap_or(Conflicts::List(list)) {
-        Conflicts::List(select) => show_list(context, &store, &select).await,
+        Conflicts::List(select) => show_list(context, &server, &select).await,
         Conflicts::Show { id } => {
-            let mut session = store.read().await?;
-            books::identity(&mut session).await?;
-            let line = conflicts::show(&mut session, id).await?;
-            session.rollback().await?;
+            let line = server.conflict(id).await?;
             context.out.object(&object(&line));
             show(context, &line);
             Ok(End::Done)
         }
-        Conflicts::Resolve { id, keep } => turn(context, &store, id, keep).await,
+        Conflicts::Resolve { id, keep } => turn(context, &server, id, keep).await,
     }
 }
 
-async fn turn(context: &Context, store: &Store, id: i64, keep: KeepSide) -> Result<End> {
+async fn turn(context: &Context, server: &Server, id: i64, keep: KeepSide) -> Result<End> {
     let keep = match keep {
         KeepSide::Winner => Keep::Winner,
         KeepSide::Loser => Keep::Loser,
     };
-    let settings = context.config.merge_settings()?;
-    let ids = books::write(store, async |session| {
-        books::identity(session).await?;
-        let catalog = track::load(session).await?;
-        let merge = merging::tree_merge(session, &catalog, &settings).await?;
-        let by = (context.actor.as_str(), clock::now());
-        resolve(session, &catalog, &merge, id, keep, by).await
-    })
-    .await?;
+    let ids = server.resolve_conflict(id, keep).await?;
     context.out.both(
         match keep {
             Keep::Winner => format!("{} resolved.", count(ids.len() as i64, "conflict")),
@@ -59,12 +48,8 @@ async fn turn(context: &Context, store: &Store, id: i64, keep: KeepSide) -> Resu
     Ok(End::Done)
 }
 
-async fn show_list(context: &Context, store: &Store, select: &ConflictsList) -> Result<End> {
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let list = conflicts::list(&mut session, select.all, select.class.as_deref(), select.limit);
-    let list = list.await?;
-    session.rollback().await?;
+async fn show_list(context: &Context, server: &Server, select: &ConflictsList) -> Result<End> {
+    let list = server.conflicts(select.all, select.class.as_deref(), select.limit).await?;
     let now = clock::now();
     let rows = list.iter().map(|line| row(line, now)).collect();
     context.out.table(

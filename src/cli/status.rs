@@ -6,19 +6,16 @@ use super::links;
 use super::output::{ago, count, span, time};
 use super::{Context, End};
 use crate::error::Result;
-use crate::store::books::conflicts;
-use crate::store::books::status::{Counts, Link, Status, status as read};
+use crate::store::books::status::{Counts, Link, Status};
 use crate::store::time as clock;
 
 pub(crate) async fn status(context: &Context) -> Result<End> {
-    let store = context.store().await?;
-    let now = clock::now();
-    let mut session = store.read().await?;
-    let status = read(&mut session, now).await?;
-    let differing = super::check::differing(context, &mut session).await?;
-    let conflicts = conflicts::open(&mut session).await?;
-    session.rollback().await?;
-    let mut whole = object(&status, store.address());
+    let server = context.server().await?;
+    let status = server.status().await?;
+    let address = server.store().address();
+    let differing = server.merge_differing().await?;
+    let conflicts = server.open_conflicts().await?;
+    let mut whole = object(&status, address);
     whole["conflicts"] = conflicts.into();
     whole["merge_differs"] = differing
         .iter()
@@ -27,7 +24,7 @@ pub(crate) async fn status(context: &Context) -> Result<End> {
         .into();
     context.out.object(&whole);
     if !context.out.json {
-        people(context, &status, store.address(), now);
+        people(context, &status, address, clock::now());
         if conflicts > 0 {
             context.out.say(format!("{}: `branchline conflicts`", count(conflicts, "conflict")));
         }

@@ -36,6 +36,8 @@ pub enum HoldKind {
     MergeDiffers,
     /// It does not decode, or is not who it says.
     Undecodable,
+    /// A row of this server that has no key and so no name elsewhere; `server_id` is 0.
+    Keyless,
 }
 
 impl HoldKind {
@@ -53,6 +55,7 @@ impl HoldKind {
             Self::Undecided => "UNDECIDED",
             Self::MergeDiffers => "MERGE_DIFFERS",
             Self::Undecodable => "UNDECODABLE",
+            Self::Keyless => "NO_KEY",
         }
     }
 }
@@ -66,6 +69,13 @@ impl fmt::Display for HoldKind {
 /// Parts of a record as they are kept.
 #[derive(Serialize, Deserialize)]
 struct Kept(Vec<ByteBuf>);
+
+/// The parts of a record as `sync_held.payload` has them.
+pub(super) fn pack<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>> {
+    let kept = Kept(parts.map(|part| ByteBuf::from(part.to_vec())).collect());
+    rmp_serde::to_vec(&kept)
+        .map_err(|error| Error::failed("a held record cannot be stored").with_source(error))
+}
 
 /// First wait before a held record is tried again; doubles up to [`WAIT_MAX_MS`].
 const WAIT_MS: i64 = 10_000;
@@ -86,9 +96,7 @@ pub(super) async fn write(
     hold: &Hold,
     now: i64,
 ) -> Result<()> {
-    let kept = Kept(record.parts.iter().map(|(bytes, _)| ByteBuf::from(bytes.to_vec())).collect());
-    let payload = rmp_serde::to_vec(&kept)
-        .map_err(|error| Error::failed("a held record cannot be stored").with_source(error))?;
+    let payload = pack(record.parts.iter().map(|(bytes, _)| bytes.as_ref()))?;
     let classes = record.classes();
     let row = session
         .query_one(
@@ -217,7 +225,8 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         return Ok(Vec::new());
     }
     let sql = format!(
-        "SELECT id, uuid, server_id, payload, decided FROM @sync_held WHERE {} ORDER BY id",
+        "SELECT id, uuid, server_id, payload, decided FROM @sync_held \
+         WHERE {} AND original_uuid IS NOT NULL ORDER BY id",
         session.dialect().any("id", 1)
     );
     let mut list = Vec::new();

@@ -87,6 +87,7 @@ impl Hold {
             | HoldKind::Gap
             | HoldKind::Undecided
             | HoldKind::MergeDiffers
+            | HoldKind::Keyless
             | HoldKind::Undecodable => false,
         }
     }

@@ -5,6 +5,7 @@
 //! are written. So a crash leaves either the changes or the records, never both and never neither.
 
 mod coalesce;
+mod keyless;
 mod keys;
 pub mod observed;
 pub mod order;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 
 pub use read::Shapes;
 
-use self::coalesce::{Net, Rekeyed};
+use self::coalesce::{Coalesced, Net, Rekeyed};
 use super::actors::Actors;
 use super::books::conflicts::{self, ConflictKind, Entry, Side};
 use super::books::{self, Identity, Neighbour};
@@ -126,12 +127,14 @@ impl Sealer<'_> {
         for mut transaction in window.transactions {
             let at = transaction.changes.iter().map(|change| change.changed_at).max();
             let locals = keys::resolve(session, self.catalog, &mut transaction).await?;
-            let (mut nets, rekeyed) = coalesce::coalesce(transaction, &locals, self.merge)?;
+            let at = at.unwrap_or_default();
+            let Coalesced { mut nets, rekeyed, keyless } =
+                coalesce::coalesce(transaction, &locals, self.merge);
+            keyless.keep(session, self.identity.actor(), at).await?;
             self.follow_keys(session, &mut nets, rekeyed).await?;
             if nets.is_empty() {
                 continue;
             }
-            let at = at.unwrap_or_default();
             touched.extend(nets.iter().map(|net| (net.tracked.id, Arc::clone(&net.row.key))));
             let record =
                 self.stamp(session, actors, &mut states, &mut clock, nets, at, &mut lost).await?;
