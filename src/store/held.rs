@@ -11,6 +11,7 @@ use super::session::{Datum, Session};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
+use crate::merge::TreeMerge;
 use crate::record::{RowId, payload};
 
 /// Why something is held.
@@ -285,6 +286,21 @@ pub(super) async fn again(
     session.execute("DELETE FROM @sync_held_need WHERE held_id = $1", vec![id.into()]).await?;
     needs(session, catalog, id, &hold.needs).await?;
     Ok(stopped)
+}
+
+/// Records that were held because this server merged their classes otherwise are due at once, when
+/// it does no more.
+pub async fn agreed(session: &mut Session, merge: &TreeMerge, now: i64) -> Result<()> {
+    let sql = "SELECT id, classes FROM @sync_held WHERE kind = 'MERGE_DIFFERS' \
+               AND (next_attempt IS NULL OR next_attempt > $1)";
+    let mut binds = Vec::new();
+    for row in session.query(sql, vec![Datum::time(now)]).await? {
+        if row.text(1)?.split(',').all(|class| merge.difference(class).is_none()) {
+            binds.push(vec![row.int(0)?.into(), Datum::time(now)]);
+        }
+    }
+    session.execute_each("UPDATE @sync_held SET next_attempt = $2 WHERE id = $1", binds).await?;
+    Ok(())
 }
 
 /// Held records that wait for one of these rows are due at once: they were changed here.

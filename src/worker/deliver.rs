@@ -340,6 +340,7 @@ pub(super) async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<
         seal::lock(&mut session).await?;
         let mut context = engine.context(&mut session).await?;
         let now = time::now();
+        held::agreed(&mut session, &context.merge, now).await?;
         let due = held::due(&mut session, &context.catalog, &rows, now, HELD_MAX).await?;
         if due.is_empty() {
             session.rollback().await?;

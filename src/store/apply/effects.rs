@@ -80,7 +80,8 @@ fn place(tracked: &Tracked, local: &[Value]) -> Place {
 }
 
 impl Writer<'_> {
-    /// Has what is written to a class watched, or not. Says which.
+    /// Has what is written to a class watched, or not. Says whether to note what is written: once
+    /// anything was watched, all of it, since a trigger may have been at the same rows before.
     pub(super) async fn watch(&mut self, class: &Class, deleting: bool) -> Result<bool> {
         let wanted = !class.host_triggers.is_empty() || (deleting && class.cascades);
         if wanted != self.effects.watching {
@@ -88,7 +89,7 @@ impl Writer<'_> {
             self.effects.watching = wanted;
         }
         self.effects.any |= wanted;
-        Ok(wanted)
+        Ok(self.effects.any)
     }
 
     pub(super) fn note_written(
@@ -312,9 +313,11 @@ impl Effects {
         }
         // What was written and nobody saw: a trigger made nothing of it.
         for (place, written) in self.written.iter().filter(|(at, _)| !self.seen.contains_key(*at)) {
-            if let Some(values) =
-                written.values.clone().filter(|_| is_watched(&written.tracked.class))
-            {
+            let class = &written.tracked.class;
+            if class.host_triggers.is_empty() || !is_watched(class) {
+                continue;
+            }
+            if let Some(values) = written.values.clone() {
                 fixes.push((Arc::clone(&written.tracked), place.1.clone(), Fix::Update(values)));
             }
         }
