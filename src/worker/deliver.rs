@@ -27,6 +27,11 @@ use crate::store::{apply, held, imports, outbox, revived, seal, settle, time};
 /// Tries at a batch that meets others' locks, before the link is left alone for a while.
 const BUSY_TRIES_MAX: u32 = 50;
 
+/// How long the applier waits for a row that somebody else has, and after which wait it looks for a
+/// deadlock (superusers only may say).
+const ROW_WAIT: &str = "150ms";
+const LOOK_AFTER: &str = "20ms";
+
 /// Held records tried again at a time.
 const HELD_MAX: i64 = 200;
 
@@ -136,10 +141,25 @@ async fn take_in_session(
         .last()
         .map_or((0, 0), |message| (message.opened.header.epoch, message.opened.header.number));
     settle::heard(session, neighbour, last, now).await?;
+    give_way(session).await?;
     lock_rows(session, &context.catalog, &incoming).await?;
     relay::seal_all_in(engine, session, &mut context).await?;
     let applied = apply(engine, session, &mut context, neighbour, now, &incoming).await?;
     Ok((applied, last))
+}
+
+/// From here on this transaction holds locks that the host's programs may want, so it does not wait
+/// long for theirs: in a circle it is the one that gives way. A server looks for circles when
+/// somebody has waited for `deadlock_timeout`, and ends whoever looked; so a wait of ours has to end
+/// before that of a host's program that began earlier. Where this role may, it looks at once itself.
+async fn give_way(session: &mut Session) -> Result<()> {
+    if session.dialect() == Dialect::Postgres {
+        let sql = "SELECT set_config('lock_timeout', $1, true), \
+                   CASE WHEN current_setting('is_superuser') = 'on' \
+                   THEN set_config('deadlock_timeout', $2, true) END";
+        session.query(sql, vec![ROW_WAIT.into(), LOOK_AFTER.into()]).await?;
+    }
+    Ok(())
 }
 
 /// Locks the rows that records touch, before what is committed is sealed: from the sealing on
@@ -324,6 +344,7 @@ async fn sweep(engine: &Engine) -> Result<Vec<RowId>> {
     let mut session = engine.store.begin().await?;
     seal::lock(&mut session).await?;
     let mut context = engine.context(&mut session).await?;
+    give_way(&mut session).await?;
     lock_rows(&mut session, &context.catalog, &[]).await?;
     relay::seal_all_in(engine, &mut session, &mut context).await?;
     let Context { actors, catalog, merge, .. } = &mut context;
@@ -347,6 +368,7 @@ pub(super) async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<
             return Ok(());
         }
         let _busy = engine.activity.busy();
+        give_way(&mut session).await?;
         lock_rows(&mut session, &context.catalog, due.iter().map(|due| &due.incoming)).await?;
         relay::seal_all_in(engine, &mut session, &mut context).await?;
         rows = Vec::new();

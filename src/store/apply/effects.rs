@@ -92,6 +92,15 @@ impl Writer<'_> {
         Ok(self.effects.any)
     }
 
+    /// Goes on watching, where anything was watched.
+    pub(super) async fn watch_on(&mut self) -> Result<()> {
+        if self.effects.any && !self.effects.watching {
+            rows::watched(self.session, true).await?;
+            self.effects.watching = true;
+        }
+        Ok(())
+    }
+
     pub(super) fn note_written(
         &mut self,
         tracked: &Arc<Tracked>,

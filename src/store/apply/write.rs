@@ -75,10 +75,12 @@ impl<'a> Writer<'a> {
     /// All is written. What host triggers did is put back, and what the database checks at the end
     /// of a transaction is checked here, where a record can be blamed for it.
     pub(super) async fn finish(&mut self) -> Result<(), Refusal> {
-        self.put_back().await?;
         if self.session.dialect() == Dialect::Postgres {
+            // Constraint triggers of the host that waited run here.
+            self.watch_on().await?;
             self.session.batch("SET CONSTRAINTS ALL IMMEDIATE").await?;
         }
+        self.put_back().await?;
         rows::uncaptured(self.session, false).await?;
         Ok(())
     }
