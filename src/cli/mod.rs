@@ -73,6 +73,13 @@ pub fn main(
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     telemetry::start(&cli, environment.get("BRANCHLINE_LOG").map(String::as_str));
+    #[cfg(any(feature = "failpoints", debug_assertions))]
+    if let Some(plan) = environment.get("BRANCHLINE_CRASH")
+        && let Err(error) = crate::failpoint::arm(plan)
+    {
+        report(&error, out);
+        return ExitCode::from(status(error.kind()));
+    }
     match run(cli, out, &environment) {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Differs) => ExitCode::from(3),

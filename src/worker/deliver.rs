@@ -11,6 +11,7 @@ use super::engine::{Context, Engine};
 use super::reply;
 use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::crash_point;
 use crate::id::RecordId;
 use crate::publisher::relay::{self, millis};
 use crate::record::RowId;
@@ -74,6 +75,7 @@ pub(super) async fn deliver(
     messages: &[Message],
 ) -> Result<()> {
     let _busy = engine.activity.busy();
+    crash_point!("deliver.begun");
     let mut tries = 0;
     let (applied, last) = loop {
         match take_in(engine, neighbour, messages).await {
@@ -86,11 +88,13 @@ pub(super) async fn deliver(
             Err(error) => return Err(error),
         }
     };
+    crash_point!("apply.committed");
     engine.activity.moved(applied.outcomes.len());
     if applied.committed > 0 || applied.held > 0 {
         engine.outbox.notify_waiters();
     }
     reply::acknowledge(engine, neighbour, &applied.outcomes, last).await?;
+    crash_point!("forward.waiting");
     if !applied.rows.is_empty() {
         retry_held(engine, applied.rows).await?;
     }
@@ -106,6 +110,7 @@ async fn take_in(
     let mut session = engine.store.begin().await?;
     match take_in_session(engine, &mut session, neighbour, messages).await {
         Ok(done) => {
+            crash_point!("apply.applied");
             session.commit().await?;
             Ok(done)
         }
@@ -346,6 +351,7 @@ pub(super) async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<
                 .filter(|outcome| outcome.state != crate::state::State::Failed);
             answers.entry(server).or_default().extend(news);
         }
+        crash_point!("held.tried");
         session.commit().await?;
         for (neighbour, _) in &context.neighbours {
             if let Some(outcomes) = answers.get(&neighbour.id) {

@@ -13,6 +13,7 @@ use super::engine::Engine;
 use super::tasks::supervise;
 use super::{hello, joins, reply};
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::publisher::relay;
 use crate::record::header::MessageKind;
 use crate::record::messages::{Hello, Load, Records, Welcome};
@@ -152,6 +153,7 @@ async fn acks(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationToken
         };
         let bodies: Vec<_> = list.iter().map(|delivery| delivery.body.clone()).collect();
         reply::settle(&engine, &neighbour, &bodies).await?;
+        crash_point!("settle.settled");
         consumer.acknowledge(last.tag).await?;
         engine.activity.succeeded(&who);
     }
@@ -171,6 +173,7 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
         };
         let tag = last.tag;
         take(&engine, &neighbour, list).await?;
+        crash_point!("deliver.answered");
         consumer.acknowledge(tag).await?;
         engine.activity.succeeded(&who);
     }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::deliver;
 use super::engine::Engine;
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::id::RecordId;
 use crate::publisher::relay;
 use crate::record::header::{self, Header, MessageKind};
@@ -31,6 +32,7 @@ pub(super) async fn acknowledge(
     for some in outcomes.chunks(RECORDS_MAX) {
         let body = acks(some, last).encode()?;
         send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
+        crash_point!("answer.published");
         let committed: Vec<RecordId> = some
             .iter()
             .filter(|outcome| outcome.state == State::Committed)
@@ -153,6 +155,7 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
         settle::reasons(&mut session, neighbour, &reasons).await?;
     }
     settle::contact(&mut session, neighbour, now).await?;
+    crash_point!("settle.begun");
     session.commit().await?;
     engine.activity.moved(usize::try_from(moved).unwrap_or(usize::MAX));
     if moved > 0 {

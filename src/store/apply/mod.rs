@@ -25,6 +25,7 @@ use super::session::Session;
 use super::states::States;
 use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::crash_point;
 use crate::id::RecordId;
 use crate::merge::Stamp;
 use crate::record::{Body, RowId, payload::Sealed};
@@ -443,6 +444,7 @@ impl Applier<'_> {
             held::write(session, self.catalog, self.source.id, incoming, &reason, self.now).await?;
             let item = std::iter::once((incoming, record.items.len()));
             self.pass_on(session, actors, item).await?;
+            crash_point!("held.written");
         }
         imports::failed(session, self.source.id, incoming, state, &reason.text, self.now).await?;
         Ok(Outcome { uuid: incoming.uuid, state, message: Some(reason.text) })
