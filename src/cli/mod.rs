@@ -8,6 +8,7 @@ mod classes;
 mod demo;
 mod exchange;
 mod grammar;
+mod held;
 mod links;
 mod metrics;
 mod output;
@@ -141,13 +142,13 @@ async fn dispatch(command: Command, global: &Global, context: &Context) -> Resul
         Command::Servers { command } => links::servers(context, command).await,
         Command::Records { command, list } => records::records(context, command, list).await,
         Command::Imports { command, list } => records::imports(context, command, list).await,
+        Command::Held { command } => held::held(context, command).await,
         Command::Class { command } => classes::class(context, command).await,
         Command::Cleanup(arguments) => records::cleanup(context, arguments.age).await,
         Command::Check => check::check(context).await,
         Command::Audit { limit } => records::audit(context, limit).await,
         Command::Transmissions { limit } => records::transmissions(context, limit).await,
         Command::Demo(arguments) => demo::demo(context, global, &arguments).await,
-        Command::Held(_) => later("held"),
         Command::Conflicts(_) => later("conflicts"),
         Command::Verify(_) => later("verify"),
         Command::Export(_) => later("export"),

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -206,6 +207,25 @@ async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Re
     flush(engine, neighbour, &mut together).await
 }
 
+/// Takes one message that was held as though it had just come.
+///
+/// # Errors
+/// [`Decode`](crate::Kind::Decode) when it still cannot be read; it is not held once more.
+pub(super) async fn take_one(engine: &Engine, neighbour: &Neighbour, body: &Bytes) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let context = engine.context(&mut session).await?;
+    session.rollback().await?;
+    let (opened, content) = deliver::open(&context, neighbour, body)?;
+    match read(&opened, &content)? {
+        Content::Records(records) => {
+            deliver::deliver(engine, neighbour, &[Message { opened, records }]).await
+        }
+        // What it said of that moment has been said again since.
+        Content::Hello(_) => Ok(()),
+        content => other(engine, neighbour, content).await,
+    }
+}
+
 /// Applies what has gathered. Where one message is bad, they are taken one by one, and it is held.
 async fn flush(engine: &Engine, neighbour: &Neighbour, together: &mut Vec<Message>) -> Result<()> {
     let messages = std::mem::take(together);
@@ -292,7 +312,8 @@ async fn hold_body(
         "a message that cannot be read is held"
     );
     let mut session = engine.store.begin().await?;
-    held::write_undecodable(&mut session, neighbour.id, body, &error.chain(), time::now()).await?;
+    let (reason, now, patience) = (error.chain(), time::now(), engine.patience());
+    held::messages::write(&mut session, neighbour.id, false, body, &reason, patience, now).await?;
     session.commit().await
 }
 
