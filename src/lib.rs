@@ -19,3 +19,5 @@ pub mod transport;
 pub mod worker;
 
 pub use error::{Error, Kind, Result};
+pub use publisher::Publisher;
+pub use worker::Worker;

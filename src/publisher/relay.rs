@@ -118,7 +118,20 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
         resend_after_ms: millis(engine.config.resend_after),
     };
     let now = time::now();
+    let mut session = engine.store.read().await?;
+    let some = settle::some(&mut session, neighbour, pace, now).await?;
+    session.rollback().await?;
+    if !some {
+        return Ok(0);
+    }
     let mut session = engine.store.begin().await?;
+    let until = now + millis(CLAIM);
+    if !settle::claim(&mut session, neighbour, engine.session, now, until).await? {
+        // Another process is at it; what waits does not wait for us.
+        session.rollback().await?;
+        return Ok(0);
+    }
+    // Read under the claim: what another process has just sent is not NEW any more.
     let waiting = settle::pending(&mut session, neighbour, pace, now).await?;
     if waiting.is_empty() {
         session.rollback().await?;
@@ -154,6 +167,7 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
             }
         }
     }
+    settle::release(&mut session, neighbour, engine.session).await?;
     session.commit().await?;
     crash_point!("publish.sent");
     engine.activity.moved(published);
@@ -165,6 +179,10 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
         ))),
     }
 }
+
+/// How long a process that died in the middle of a round keeps a link from others. A round that takes
+/// longer may meet another's: records are sent twice then, which harms nobody.
+const CLAIM: Duration = Duration::from_secs(10);
 
 /// Messages that one round puts together.
 const BATCHES_A_ROUND: usize = 8;
