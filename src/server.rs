@@ -7,6 +7,7 @@
 //! [`Publisher`](crate::Publisher)'s.
 
 mod classes;
+mod held;
 mod links;
 mod records;
 
@@ -181,6 +182,7 @@ mod tests {
         spawnable(|server| server.join("", false));
         spawnable(|server| server.evict("a"));
         spawnable(|server| server.set_disabled("a", true));
+        spawnable(|server| server.drop_held(1));
         spawnable(|server| server.reset(None, None));
         spawnable(|server| server.records(None, None, 1));
         spawnable(|server| server.propagate(&[], None));
