@@ -33,6 +33,12 @@ pub enum HoldKind {
     Missing,
     /// It builds on a change that is not here.
     Gap,
+    /// Another row has its value of a unique column.
+    UniqueClash,
+    /// Its edits are concurrent, and the policy of their class is `hold`.
+    Undecided,
+    /// A class merges otherwise here than the root of the tree says.
+    MergeDiffers,
     /// It does not decode, or is not who it says.
     Undecodable,
     /// A row of this server that has no key and so no name elsewhere; `server_id` is 0.
@@ -50,6 +56,9 @@ impl HoldKind {
             Self::Refused => "REFUSED",
             Self::Missing => "MISSING_ROW",
             Self::Gap => "GAP",
+            Self::UniqueClash => "UNIQUE_CLASH",
+            Self::Undecided => "UNDECIDED",
+            Self::MergeDiffers => "MERGE_DIFFERS",
             Self::Undecodable => "UNDECODABLE",
             Self::Keyless => "NO_KEY",
         }

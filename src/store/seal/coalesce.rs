@@ -10,6 +10,7 @@ use super::keyless::Keyless;
 use super::keys::{Locals, reference};
 use super::read::{Image, Transaction};
 use crate::catalog::Tracked;
+use crate::merge::{ClassMerge, Policy, TreeMerge};
 use crate::record::{Op, RowId, Value};
 
 /// What a transaction did to one row, in the end.
@@ -52,7 +53,7 @@ pub(super) struct Coalesced {
 }
 
 /// One net change a row.
-pub(super) fn coalesce(transaction: Transaction, locals: &Locals) -> Coalesced {
+pub(super) fn coalesce(transaction: Transaction, locals: &Locals, merge: &TreeMerge) -> Coalesced {
     let mut ways: HashMap<RowId, Way> = HashMap::new();
     let mut rekeyed = Vec::new();
     let mut keyless = Keyless::default();
@@ -76,7 +77,7 @@ pub(super) fn coalesce(transaction: Transaction, locals: &Locals) -> Coalesced {
     }
     let mut ordered: Vec<(RowId, Way)> = ways.into_iter().collect();
     ordered.sort_by(|(a, x), (b, y)| x.touched.cmp(&y.touched).then_with(|| a.cmp(b)));
-    let nets = ordered.into_iter().filter_map(|(row, way)| net(row, way, locals)).collect();
+    let nets = ordered.into_iter().filter_map(|(row, way)| net(row, way, locals, merge)).collect();
     Coalesced { nets, rekeyed, keyless }
 }
 
@@ -108,7 +109,7 @@ fn touch(
 }
 
 /// What is left of a row's way; `None` when nothing is.
-fn net(row: RowId, way: Way, locals: &Locals) -> Option<Net> {
+fn net(row: RowId, way: Way, locals: &Locals, merge: &TreeMerge) -> Option<Net> {
     let Way { tracked, first, last, again, .. } = way;
     let (op, values, shadow) = match (&first, &last) {
         (None, None) => return None,
@@ -118,7 +119,10 @@ fn net(row: RowId, way: Way, locals: &Locals) -> Option<Net> {
             (Op::Update, all_values(&tracked, new, locals), Vec::new())
         }
         (Some(old), Some(new)) => {
-            let values = changed_values(&tracked, old, new, locals);
+            let mut values = changed_values(&tracked, old, new, locals);
+            go_along(&mut values, merge.class(&tracked.class.name), || {
+                all_values(&tracked, new, locals)
+            });
             if values.is_empty() {
                 return None;
             }
@@ -126,6 +130,24 @@ fn net(row: RowId, way: Way, locals: &Locals) -> Option<Net> {
         }
     };
     Some(Net { tracked, row, op, values, shadow })
+}
+
+/// Columns of a group that did not change travel with those that did, so that a group wins or loses
+/// as one.
+fn go_along(
+    changed: &mut Vec<(Arc<str>, Value)>,
+    merge: &ClassMerge,
+    all: impl FnOnce() -> Vec<(Arc<str>, Value)>,
+) {
+    if changed.is_empty() || (merge.groups.is_empty() && merge.policy != Policy::Row) {
+        return;
+    }
+    let is_changed = |column: &str| changed.iter().any(|(name, _)| &**name == column);
+    let along: Vec<_> = all()
+        .into_iter()
+        .filter(|(name, _)| !is_changed(name) && merge.goes_along(name, is_changed))
+        .collect();
+    changed.extend(along);
 }
 
 /// Whether a column travels: not the surrogate, not generated.

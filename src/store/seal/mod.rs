@@ -19,13 +19,13 @@ use self::coalesce::{Coalesced, Net, Rekeyed};
 use super::actors::Actors;
 use super::books::{self, Identity, Neighbour};
 use super::outbox::{self, NewRecord};
-use super::rows;
+use super::rows::{self, Found};
 use super::session::{Datum, Dialect, Session};
 use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
-use crate::merge::{Clock, Stamp, Time};
+use crate::merge::{Clock, Stamp, Time, TreeMerge};
 use crate::record::{Body, Item, Op, limits, payload};
 use crate::rules::Rules;
 
@@ -37,6 +37,8 @@ pub struct Sealer<'a> {
     pub identity: Identity,
     /// The neighbours with their rules.
     pub neighbours: &'a [(Neighbour, Rules)],
+    /// How classes merge.
+    pub merge: &'a TreeMerge,
     /// Bounds.
     pub bounds: Bounds,
 }
@@ -121,7 +123,8 @@ impl Sealer<'_> {
             let at = transaction.changes.iter().map(|change| change.changed_at).max();
             let locals = keys::resolve(session, self.catalog, &mut transaction).await?;
             let at = at.unwrap_or_default();
-            let Coalesced { mut nets, rekeyed, keyless } = coalesce::coalesce(transaction, &locals);
+            let Coalesced { mut nets, rekeyed, keyless } =
+                coalesce::coalesce(transaction, &locals, self.merge);
             keyless.keep(session, self.identity.actor(), at).await?;
             self.follow_keys(session, &mut nets, rekeyed).await?;
             if nets.is_empty() {
@@ -144,6 +147,7 @@ impl Sealer<'_> {
         nets: &mut Vec<Net>,
         rekeyed: Vec<Rekeyed>,
     ) -> Result<()> {
+        let mut added = Vec::new();
         for moved in rekeyed {
             let referrers =
                 rows::referrers(session, self.catalog, &moved.tracked, &moved.new).await?;
@@ -152,16 +156,42 @@ impl Sealer<'_> {
                     Some(net) if net.op == Op::Delete => {}
                     Some(net) if net.values.iter().any(|(name, _)| *name == column) => {}
                     Some(net) => net.values.push((column, value)),
-                    None => nets.push(Net {
-                        tracked,
-                        row,
-                        op: Op::Update,
-                        values: vec![(column, value)],
-                        shadow: Vec::new(),
-                    }),
+                    None => {
+                        added.push(nets.len());
+                        nets.push(Net {
+                            tracked,
+                            row,
+                            op: Op::Update,
+                            values: vec![(column, value)],
+                            shadow: Vec::new(),
+                        });
+                    }
                 }
             }
         }
+        for n in added {
+            self.complete_groups(session, &mut nets[n]).await?;
+        }
+        Ok(())
+    }
+
+    /// A group wins or loses as one: its other columns go along as they stand in the table.
+    async fn complete_groups(&self, session: &mut Session, net: &mut Net) -> Result<()> {
+        let class = &net.tracked.class;
+        let merge = self.merge.class(&class.name);
+        let changed = |column: &str| net.values.iter().any(|(name, _)| &**name == column);
+        let along = |column: &str| !changed(column) && merge.goes_along(column, changed);
+        if !class.columns.iter().any(|column| along(&column.name)) {
+            return Ok(());
+        }
+        let mut found = Found::default();
+        let keys = vec![Arc::clone(&net.row.key)];
+        found.locate(session, self.catalog, &net.tracked, keys, false).await?;
+        let Some(Some(local)) = found.get(&net.row) else { return Ok(()) };
+        let place = [(net.row.clone(), local.clone())];
+        let image = rows::read(session, self.catalog, &net.tracked, &place).await?;
+        let rest: Vec<_> = image.into_values().flatten().filter(|(name, _)| along(name)).collect();
+        net.values.extend(rest);
         Ok(())
     }
 
