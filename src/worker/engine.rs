@@ -15,9 +15,11 @@ use crate::error::Result;
 use crate::interceptor::Wake;
 use crate::merge::TreeMerge;
 use crate::merge::tree::Settings;
+use crate::publisher::relay;
 use crate::rules::Rules;
 use crate::store::actors::Actors;
 use crate::store::books::{self, Identity, Neighbour, Role, merging};
+use crate::store::held::Patience;
 use crate::store::seal::Shapes;
 use crate::store::{Session, Store, track};
 use crate::transport::{self, Transport};
@@ -187,6 +189,15 @@ impl Engine {
         let transports: Vec<_> = lock(&self.transports).drain().map(|(_, each)| each).collect();
         for transport in transports {
             transport.close().await;
+        }
+    }
+
+    /// How often held records are tried again.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        Patience {
+            retry_after_ms: relay::millis(self.config.retry_after),
+            retries_max: i64::from(self.config.retries_max),
         }
     }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
-use super::{deliver, links};
+use super::{deliver, links, unreadable};
 use crate::error::{Error, Kind, Result};
 use crate::publisher::relay;
 use crate::store::books::{self, LinkState, Neighbour, Role, cleanup};
@@ -153,6 +153,7 @@ async fn round(engine: &Engine, look: bool) -> Result<()> {
         mend_capture(engine).await?;
     }
     deliver::follow_local(engine).await?;
+    unreadable::retry(engine).await?;
     let mut session = engine.store.read().await?;
     let identity = books::identity(&mut session).await?;
     session.rollback().await?;

@@ -7,6 +7,7 @@ use super::run::Progress;
 use super::unique::Clash;
 use super::{Applier, Outcome, Pending};
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::merge;
 use crate::record::RowId;
 use crate::state::State;
@@ -318,7 +319,7 @@ impl Applier<'_> {
         let mut state = State::Failed;
         if let Some(id) = record.held {
             let stopped =
-                held::again(session, self.catalog, id, &reason, self.now, self.retries_max).await?;
+                held::again(session, self.catalog, id, &reason, self.patience, self.now).await?;
             if stopped {
                 state = State::FailedAndStopped;
             }
@@ -327,9 +328,12 @@ impl Applier<'_> {
                 record.uuid = %incoming.uuid, link.peer = %self.source.nickname,
                 reason = %reason.text, "a record is held"
             );
-            held::write(session, self.catalog, self.source.id, incoming, &reason, self.now).await?;
+            let (source, patience) = (self.source.id, self.patience);
+            held::write(session, self.catalog, source, incoming, &reason, patience, self.now)
+                .await?;
             let item = std::iter::once((incoming, record.items.len()));
             self.pass_on(session, actors, item).await?;
+            crash_point!("held.written");
         }
         imports::failed(session, self.source.id, incoming, state, &reason.text, self.now).await?;
         Ok(Outcome { uuid: incoming.uuid, state, message: Some(reason.text) })

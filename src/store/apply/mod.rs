@@ -30,7 +30,7 @@ use bytes::Bytes;
 
 use super::actors::Actors;
 use super::books::Neighbour;
-use super::held::Due;
+use super::held::{self, Due, Patience};
 use super::imports;
 use super::outbox::{self, NewRecord, Places};
 use super::session::Session;
@@ -100,8 +100,8 @@ pub struct Applier<'a> {
     pub now: i64,
     /// A stamp further ahead than this is held, in milliseconds.
     pub skew_hold_ms: i64,
-    /// Tries of a held record before only a cause or a person tries it again.
-    pub retries_max: i64,
+    /// How often held records are tried again.
+    pub patience: Patience,
 }
 
 /// What a batch did.
@@ -145,11 +145,15 @@ impl Applier<'_> {
         let mut applied = Applied::default();
         let mut outcomes: Vec<Option<Outcome>> = vec![None; records.len()];
         let known = imports::known(session, records.iter().map(Incoming::original)).await?;
+        let reopened = held::reopen(session, failed(&known), self.now).await?;
         let mut fresh = BTreeSet::new();
         let mut pending = Vec::new();
         for (at, incoming) in records.iter().enumerate() {
             let original = incoming.original();
-            if let Some((state, message)) = known.get(&original) {
+            let held = reopened.get(&original).copied();
+            if let Some((state, message)) = known.get(&original)
+                && held.is_none()
+            {
                 outcomes[at] = Some(again(incoming, *state, message.clone()));
                 continue;
             }
@@ -163,7 +167,7 @@ impl Applier<'_> {
                 outcomes[at] = Some(self.reject(session, incoming).await?);
                 continue;
             }
-            pending.push(Pending { at, incoming, items, held: None, decided: false });
+            pending.push(Pending { at, incoming, items, held, decided: false });
         }
         imports::again(session, &known).await?;
         self.run(session, actors, pending, &mut outcomes, &mut applied).await?;
@@ -251,6 +255,12 @@ impl Applier<'_> {
     }
 }
 
+/// Those of the known records that are held.
+fn failed(known: &imports::Known) -> Vec<RecordId> {
+    let held = known.iter().filter(|(_, (state, _))| State::HELD.contains(state));
+    held.map(|(original, _)| *original).collect()
+}
+
 /// The answer to a record that is known: how it stands.
 fn again(incoming: &Incoming, state: State, message: Option<String>) -> Outcome {
     let state = match state {
@@ -258,6 +268,12 @@ fn again(incoming: &Incoming, state: State, message: Option<String>) -> Outcome 
         _ => State::AlreadyCommitted,
     };
     Outcome { uuid: incoming.uuid, state, message }
+}
+
+/// Whether an error may be a record's fault. A host's trigger refuses in words of its own, which no
+/// list knows: what is neither a lock nor an absence is the record's, and is tried again later.
+fn refuses(error: &Error) -> bool {
+    !error.is_transient() && error.kind() != Kind::Config
 }
 
 /// Whether an error of the database is worth the same work again at once.

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::hold::{Hold, Refusal, guilty};
 use super::join::Joined;
 use super::view::View;
-use super::{Applied, Applier, Outcome, Pending, ledger};
+use super::{Applied, Applier, Outcome, Pending, ledger, refuses};
 use crate::error::{Kind, Result};
 use crate::record::RowId;
 use crate::state::State;
@@ -92,7 +92,7 @@ impl Applier<'_> {
                     session.batch("RELEASE SAVEPOINT branchline_slice").await?;
                     return Ok(Ok(rows));
                 }
-                Err(Refusal::Whole(error)) if !error.holds_record() => return Err(error),
+                Err(Refusal::Whole(error)) if !refuses(&error) => return Err(error),
                 Err(refusal) => refusal,
             };
             session

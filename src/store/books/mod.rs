@@ -9,6 +9,7 @@ pub mod audit;
 pub mod check;
 pub mod cleanup;
 pub mod conflicts;
+pub mod held;
 pub mod identity;
 pub mod invites;
 pub mod joining;

@@ -5,24 +5,28 @@
 //! are written. So a crash leaves either the changes or the records, never both and never neither.
 
 mod coalesce;
+mod follow;
 mod keyless;
 mod keys;
 pub mod observed;
 pub mod order;
 mod read;
+mod ways;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use read::Shapes;
 
-use self::coalesce::{Coalesced, Net, Rekeyed};
+use self::coalesce::{Coalesced, Net};
+use self::keys::Locals;
+use self::read::Transaction;
+use self::ways::Ways;
 use super::actors::Actors;
 use super::books::conflicts::{self, ConflictKind, Entry, Side};
 use super::books::{self, Identity, Neighbour};
 use super::held;
 use super::outbox::{self, NewRecord};
-use super::rows::{self, Found};
 use super::session::{Datum, Dialect, Session};
 use super::states::{Place, States};
 use crate::catalog::Catalog;
@@ -124,18 +128,18 @@ impl Sealer<'_> {
         let mut ready = Vec::new();
         let mut touched = Vec::new();
         let mut lost = Vec::new();
-        for mut transaction in window.transactions {
+        let mut open = VecDeque::from(window.transactions);
+        while let Some(transaction) = open.pop_front() {
             let at = transaction.changes.iter().map(|change| change.changed_at).max();
-            let locals = keys::resolve(session, self.catalog, &mut transaction).await?;
             let at = at.unwrap_or_default();
-            let Coalesced { mut nets, rekeyed, keyless } =
-                coalesce::coalesce(transaction, &locals, self.merge);
+            let later = follow::Later { window: &open, seqs: &window.seqs, more: window.more };
+            let ways = self.ways(session, shapes, transaction, later).await?;
+            let Coalesced { nets, keyless } = coalesce::coalesce(ways, self.merge);
             keyless.keep(session, self.identity.actor(), at).await?;
-            self.follow_keys(session, &mut nets, rekeyed).await?;
             if nets.is_empty() {
                 continue;
             }
-            touched.extend(nets.iter().map(|net| (net.tracked.id, Arc::clone(&net.row.key))));
+            touched.extend(nets.iter().map(|net| net.row.clone()));
             let record =
                 self.stamp(session, actors, &mut states, &mut clock, nets, at, &mut lost).await?;
             ready.push(record);
@@ -145,64 +149,28 @@ impl Sealer<'_> {
         sealed.records = ready.len();
         self.write(session, actors, ready).await?;
         conflicts::write(session, actors, lost, super::time::now()).await?;
-        held::touched(session, &touched, super::time::now()).await?;
+        held::stir(session, self.catalog, &touched).await?;
         self.take(session, window.seqs).await?;
         Ok(sealed)
     }
 
-    /// Rows that refer to a row whose key changed change with it, in those columns.
-    async fn follow_keys(
+    /// What a transaction did to each row, and to those whose key or references depend on that.
+    async fn ways(
         &self,
         session: &mut Session,
-        nets: &mut Vec<Net>,
-        rekeyed: Vec<Rekeyed>,
-    ) -> Result<()> {
-        let mut added = Vec::new();
-        for moved in rekeyed {
-            let referrers =
-                rows::referrers(session, self.catalog, &moved.tracked, &moved.new).await?;
-            for (tracked, row, column, value) in referrers {
-                match nets.iter_mut().find(|net| net.row == row) {
-                    Some(net) if net.op == Op::Delete => {}
-                    Some(net) if net.values.iter().any(|(name, _)| *name == column) => {}
-                    Some(net) => net.values.push((column, value)),
-                    None => {
-                        added.push(nets.len());
-                        nets.push(Net {
-                            tracked,
-                            row,
-                            op: Op::Update,
-                            values: vec![(column, value)],
-                            shadow: Vec::new(),
-                        });
-                    }
-                }
+        shapes: &mut Shapes,
+        mut transaction: Transaction,
+        later: follow::Later<'_>,
+    ) -> Result<Ways> {
+        keys::fill_missing_uuids(session, &mut transaction).await?;
+        let mut ways = Ways::of(transaction);
+        let mut locals = Locals::default();
+        loop {
+            locals.resolve(session, self.catalog, &mut ways).await?;
+            if !follow::follow(session, self.catalog, shapes, &mut ways, later).await? {
+                return Ok(ways);
             }
         }
-        for n in added {
-            self.complete_groups(session, &mut nets[n]).await?;
-        }
-        Ok(())
-    }
-
-    /// A group wins or loses as one: its other columns go along as they stand in the table.
-    async fn complete_groups(&self, session: &mut Session, net: &mut Net) -> Result<()> {
-        let class = &net.tracked.class;
-        let merge = self.merge.class(&class.name);
-        let changed = |column: &str| net.values.iter().any(|(name, _)| &**name == column);
-        let along = |column: &str| !changed(column) && merge.goes_along(column, changed);
-        if !class.columns.iter().any(|column| along(&column.name)) {
-            return Ok(());
-        }
-        let mut found = Found::default();
-        let keys = vec![Arc::clone(&net.row.key)];
-        found.locate(session, self.catalog, &net.tracked, keys, false).await?;
-        let Some(Some(local)) = found.get(&net.row) else { return Ok(()) };
-        let place = [(net.row.clone(), local.clone())];
-        let image = rows::read(session, self.catalog, &net.tracked, &place).await?;
-        let rest: Vec<_> = image.into_values().flatten().filter(|(name, _)| along(name)).collect();
-        net.values.extend(rest);
-        Ok(())
     }
 
     /// Gives a transaction its stamp and moves the states of its rows on.

@@ -9,10 +9,11 @@ use crate::error::{Error, Result};
 use crate::merge::tree::Settings;
 use crate::rules::Rules;
 use crate::store::actors::Actors;
+use crate::store::books::{self, merging};
 use crate::store::held::HoldKind;
 use crate::store::seal::{Bounds, Sealer, Shapes};
 use crate::store::session::{Dialect, Session};
-use crate::store::{books, postgres, seal, sqlite};
+use crate::store::{postgres, seal, sqlite};
 
 /// Takes tables out of capture; `names` empty means all. What was captured is sealed first.
 ///
@@ -22,8 +23,8 @@ use crate::store::{books, postgres, seal, sqlite};
 pub async fn untrack(
     session: &mut Session,
     names: &[String],
-    bounds: Bounds,
     settings: &Settings,
+    bounds: Bounds,
 ) -> Result<Vec<String>> {
     seal::lock(session).await?;
     let catalog = load(session).await?;
@@ -57,7 +58,7 @@ pub async fn untrack(
         };
         session.batch(&statements.join("; ")).await?;
     }
-    seal_all(session, &catalog, bounds, settings).await?;
+    seal_all(session, &catalog, settings, bounds).await?;
     for tracked in &chosen {
         take_out(session, tracked).await?;
     }
@@ -70,8 +71,8 @@ pub async fn untrack(
 async fn seal_all(
     session: &mut Session,
     catalog: &Catalog,
-    bounds: Bounds,
     settings: &Settings,
+    bounds: Bounds,
 ) -> Result<()> {
     let identity = books::identity(session).await?;
     let mut neighbours = Vec::new();
@@ -81,8 +82,8 @@ async fn seal_all(
     }
     let mut actors = Actors::load(session).await?;
     let mut shapes = Shapes::default();
-    let merge = &books::merging::tree_merge(session, catalog, settings).await?;
-    let mut sealer = Sealer { catalog, identity, neighbours: &neighbours, merge, bounds };
+    let merge = merging::tree_merge(session, catalog, settings).await?;
+    let mut sealer = Sealer { catalog, merge: &merge, identity, neighbours: &neighbours, bounds };
     while sealer.seal(session, &mut actors, &mut shapes).await?.more {}
     Ok(())
 }

@@ -49,8 +49,10 @@ fn shop(nickname: &str, engine: Engine) -> TestDatabase {
 fn what_host_triggers_do_counts_once(mix: Mix) {
     let mut tree = Tree::unconnected(mix, "", shop);
     tree.connect(&["--all"]);
-    tree.parent.sql("INSERT INTO stock (uuid, amount) VALUES ('s1', 100)");
-    tree.parent.sql("INSERT INTO article (uuid, name) VALUES ('a1', 'soap')");
+    tree.parent.transaction(&[
+        "INSERT INTO stock (uuid, amount) VALUES ('s1', 100)",
+        "INSERT INTO article (uuid, name) VALUES ('a1', 'soap')",
+    ]);
     settle(&tree);
     let sell = |server: &crate::support::cli::TestServer, uuid: &str, amount: i64| {
         server.sql(&format!(
@@ -73,7 +75,7 @@ fn what_host_triggers_do_counts_once(mix: Mix) {
     assert_eq!(articles[0][1], 2, "{articles:?}");
 
     // Nothing was sent back: each server has sealed what its own programs did, and no more.
-    for (server, own) in tree.servers().into_iter().zip([4, 2, 0]) {
+    for (server, own) in tree.servers().into_iter().zip([3, 2, 0]) {
         let name = server.nickname();
         assert_eq!(server.count("SELECT count(*) FROM @sync_change"), 0, "{name}");
         let sealed = "SELECT count(*) FROM @sync_record WHERE source_server_id IS NULL";
@@ -136,7 +138,9 @@ fn cascades_count_once_and_take_nothing_that_others_added(mix: Mix) {
     assert!(assert_equal(&tree, "SELECT uuid FROM doctor").is_empty());
     assert_eq!(assert_equal(&tree, "SELECT code FROM country"), [["KE"]]);
     assert_eq!(assert_equal(&tree, "SELECT uuid, country FROM city"), [["c3", "KE"]]);
-    for (server, own) in tree.servers().into_iter().zip([1, 4, 2]) {
+    // On SQLite, statements that nobody marks share a record.
+    let own = if tree.child.is_sqlite() { [1, 2, 1] } else { [1, 4, 2] };
+    for (server, own) in tree.servers().into_iter().zip(own) {
         let name = server.nickname();
         let sealed = "SELECT count(*) FROM @sync_record WHERE source_server_id IS NULL";
         assert_eq!(server.count(sealed), own, "{name}");
