@@ -371,6 +371,18 @@ pub async fn uncaptured(session: &mut Session, on: bool) -> Result<()> {
     }
 }
 
+/// The condition by which a trigger of the host leaves the applier alone. Triggers that have it are
+/// not listed with a class.
+#[must_use]
+pub fn guard(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Postgres => {
+            "WHEN (coalesce(current_setting('branchline.applying', true), '') IN ('', 'off'))"
+        }
+        Dialect::Sqlite => "WHEN NOT EXISTS (SELECT 1 FROM sync_applying)",
+    }
+}
+
 /// Inside [`uncaptured`]: has what is written captured all the same (`true`), for the applier that
 /// watches what host triggers do, or not. The host's own guards see an applier either way on
 /// PostgreSQL.

@@ -280,7 +280,9 @@ impl Applier<'_> {
                 Err(other) => reason = Hold::of(&other),
             }
         }
-        if reason.kind == HoldKind::Undecided && record.held.is_none() {
+        if reason.kind == HoldKind::Undecided
+            && !conflicts::is_undecided(session, record.incoming.original().0).await?
+        {
             self.tell_undecided(session, actors, record).await?;
         }
         self.hold(session, actors, record, reason).await

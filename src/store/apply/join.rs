@@ -2,7 +2,7 @@
 //!
 //! What an item wins goes into the row's shadow at once, also for a row that is in its table: the
 //! row as it should be is the table's with the shadow laid over it. Showing the state in the table
-//! takes the shadow out; a row that cannot be shown yet keeps it (`docs/merge.md`).
+//! takes the shadow out; a row that cannot be shown yet keeps it (`docs/ARCHITECTURE.md`, "The merge").
 
 use std::collections::HashSet;
 use std::sync::Arc;

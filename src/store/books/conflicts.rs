@@ -224,6 +224,13 @@ pub async fn open(session: &mut Session) -> Result<i64> {
     session.query_one(sql, Vec::new()).await?.int(0)
 }
 
+/// Whether an operator was told already that a record waits for a decision.
+pub async fn is_undecided(session: &mut Session, original: Uuid) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM @sync_conflict WHERE kind = 'UNDECIDED' \
+               AND original_uuid = $1)";
+    session.query_one(sql, vec![original.into()]).await?.flag(0)
+}
+
 /// Notes what an operator kept.
 pub async fn resolved(session: &mut Session, id: i64, kept: &str, now: i64) -> Result<()> {
     let sql = "UPDATE @sync_conflict SET resolved_at = $2, resolution = $3 WHERE id = $1";
