@@ -4,7 +4,7 @@
 //! row as it should be is the table's with the shadow laid over it. Showing the state in the table
 //! takes the shadow out; a row that cannot be shown yet keeps it (`docs/ARCHITECTURE.md`, "The merge").
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::hold::Refusal;
@@ -13,7 +13,7 @@ use super::{Applier, Pending};
 use crate::catalog::Tracked;
 use crate::error::Result;
 use crate::merge::{ClassMerge, Fate, Policy, RowState};
-use crate::record::{Item, RowId};
+use crate::record::{Item, Op, RowId, Value};
 use crate::store::actors::Actors;
 use crate::store::rows;
 use crate::store::session::Session;
@@ -24,8 +24,13 @@ use crate::store::states::{Place, States};
 pub(super) struct Joined {
     pub(super) rows: Vec<(Arc<Tracked>, RowId)>,
     pub(super) conflicts: Vec<Conflict>,
+    /// What whole states say of rows, won or not: a row of which nothing is here is made from it.
+    pub(super) images: Images,
     known: HashSet<RowId>,
 }
+
+/// Images of rows, as whole states bring them.
+pub(super) type Images = HashMap<RowId, BTreeMap<Arc<str>, Value>>;
 
 pub(super) fn place(tracked: &Tracked, row: &RowId) -> Place {
     (tracked.id, Arc::clone(&row.key))
@@ -120,6 +125,9 @@ impl Applier<'_> {
             };
             if joined.known.insert(item.row.clone()) {
                 joined.rows.push((Arc::clone(tracked), item.row.clone()));
+            }
+            if item.op == Op::State && !item.values.is_empty() {
+                joined.images.insert(item.row.clone(), item.values.iter().cloned().collect());
             }
             for conflict in outcome.conflicts {
                 let column = conflict.column.as_ref();
