@@ -51,6 +51,8 @@ pub(super) struct Writer<'a> {
     /// What host triggers and cascades do is watched, and put back.
     pub(super) effects: Effects,
     carefully: bool,
+    /// The highest local id that was given to a new row ahead of its insert, by class.
+    given: HashMap<i32, i64>,
 }
 
 impl<'a> Writer<'a> {
@@ -60,7 +62,14 @@ impl<'a> Writer<'a> {
         found: &'a mut Found,
         carefully: bool,
     ) -> Self {
-        Self { session, catalog, found, effects: Effects::default(), carefully }
+        Self {
+            session,
+            catalog,
+            found,
+            effects: Effects::default(),
+            carefully,
+            given: HashMap::new(),
+        }
     }
 
     /// From here on nothing that is written is captured.
@@ -248,7 +257,13 @@ impl<'a> Writer<'a> {
         }
         let id = match id {
             Some(id) => id,
-            None => self.session.query_one(&behind, Vec::new()).await?.int(0)?,
+            None => {
+                // Others may have been given one that are not in the table yet.
+                let next = self.session.query_one(&behind, Vec::new()).await?.int(0)?;
+                let last = self.given.entry(row.tracked.id).or_default();
+                *last = next.max(*last + 1);
+                *last
+            }
         };
         row.values.insert(Arc::clone(&column.name), Value::Int(id));
         Ok(Value::Int(id))
