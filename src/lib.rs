@@ -6,6 +6,7 @@ pub mod config;
 pub mod error;
 pub mod id;
 pub mod interceptor;
+pub mod link;
 pub mod merge;
 pub mod publisher;
 pub mod record;

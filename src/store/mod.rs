@@ -14,6 +14,7 @@ pub mod held;
 pub mod image;
 pub mod imports;
 pub mod keysql;
+pub mod links;
 pub mod outbox;
 pub mod postgres;
 pub mod rows;

@@ -12,17 +12,18 @@ use super::reply;
 use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
 use crate::id::RecordId;
+use crate::link::{Inbound, Seen};
 use crate::publisher::relay::{self, millis};
 use crate::record::RowId;
 use crate::record::batch::{self, Tree};
-use crate::record::header::Opened;
+use crate::record::header::{Header, Opened};
 use crate::record::messages::{Group, Records};
 use crate::record::payload;
 use crate::store::apply::{Applied, Applier, Incoming, Outcome};
 use crate::store::books::Neighbour;
 use crate::store::rows::Found;
 use crate::store::session::{Dialect, Session};
-use crate::store::{held, imports, outbox, seal, settle, time};
+use crate::store::{held, imports, links, outbox, seal, settle, time};
 
 /// Tries at a batch that meets others' locks, before the link is left alone for a while.
 const BUSY_TRIES_MAX: u32 = 50;
@@ -38,15 +39,11 @@ pub(super) struct Message {
     pub records: Records,
 }
 
-/// Opens a message from a neighbour: header, addressees, signature, body.
+/// Opens a message from a neighbour: header, addressees, signature.
 ///
 /// # Errors
-/// [`Decode`](Kind::Decode), saying what is wrong with it.
-pub(super) fn open(
-    context: &Context,
-    neighbour: &Neighbour,
-    body: &Bytes,
-) -> Result<(Opened, Vec<u8>)> {
+/// [`Decode`](crate::Kind::Decode), saying what is wrong with it.
+pub(super) fn open(context: &Context, neighbour: &Neighbour, body: &Bytes) -> Result<Opened> {
     let opened = Opened::parse(body.clone())?;
     if opened.header.receiver != context.identity.server {
         return Err(Error::decode("a message is for another server"));
@@ -62,8 +59,7 @@ pub(super) fn open(
         .as_ref()
         .ok_or_else(|| Error::decode("the key of the sender is not known"))?;
     opened.verify(key)?;
-    let body = opened.body()?;
-    Ok((opened, body))
+    Ok(opened)
 }
 
 /// Applies messages of one link in their order, and answers. Returns once all of it is safe to
@@ -72,10 +68,10 @@ pub(super) async fn deliver(
     engine: &Engine,
     neighbour: &Neighbour,
     messages: &[Message],
-) -> Result<()> {
+) -> Result<Inbound> {
     let _busy = engine.activity.busy();
     let mut tries = 0;
-    let (applied, last) = loop {
+    let (applied, inbound) = loop {
         match take_in(engine, neighbour, messages).await {
             Ok(done) => break done,
             Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
@@ -90,11 +86,12 @@ pub(super) async fn deliver(
     if applied.committed > 0 || applied.held > 0 {
         engine.outbox.notify_waiters();
     }
+    let last = (inbound.epoch(), inbound.floor());
     reply::acknowledge(engine, neighbour, &applied.outcomes, last).await?;
     if !applied.rows.is_empty() {
         retry_held(engine, applied.rows).await?;
     }
-    Ok(())
+    Ok(inbound)
 }
 
 /// One transaction: everything in `messages`, or nothing.
@@ -102,7 +99,7 @@ async fn take_in(
     engine: &Engine,
     neighbour: &Neighbour,
     messages: &[Message],
-) -> Result<(Applied, (u64, u64))> {
+) -> Result<(Applied, Inbound)> {
     let mut session = engine.store.begin().await?;
     match take_in_session(engine, &mut session, neighbour, messages).await {
         Ok(done) => {
@@ -122,7 +119,7 @@ async fn take_in_session(
     session: &mut Session,
     neighbour: &Neighbour,
     messages: &[Message],
-) -> Result<(Applied, (u64, u64))> {
+) -> Result<(Applied, Inbound)> {
     seal::lock(session).await?;
     let mut context = engine.context(session).await?;
     let now = time::now();
@@ -132,14 +129,36 @@ async fn take_in_session(
             take_group(session, &mut context, neighbour, group, now, &mut incoming).await?;
         }
     }
-    let last = messages
-        .last()
-        .map_or((0, 0), |message| (message.opened.header.epoch, message.opened.header.number));
-    settle::heard(session, neighbour, last, now).await?;
     lock_rows(session, &context.catalog, &incoming).await?;
     relay::seal_all_in(engine, session, &mut context).await?;
     let applied = apply(engine, session, &mut context, neighbour, now, &incoming).await?;
-    Ok((applied, last))
+    let numbers = messages.iter().map(|message| &message.opened.header);
+    let inbound = count(session, neighbour, numbers, now).await?;
+    Ok((applied, inbound))
+}
+
+/// Counts messages of a link that are taken in in this transaction.
+pub(super) async fn count<'h>(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    headers: impl Iterator<Item = &'h Header>,
+    now: i64,
+) -> Result<Inbound> {
+    links::lock(session, neighbour.id).await?;
+    let mut inbound = links::inbound(session, neighbour.id).await?;
+    for Header { epoch, number, .. } in headers {
+        match inbound.take(*epoch, *number, now) {
+            Seen::Ahead => tracing::debug!(
+                link.peer = %neighbour.nickname, number, floor = inbound.floor(), "messages are missing"
+            ),
+            Seen::NewEpoch => tracing::info!(
+                link.peer = %neighbour.nickname, epoch, "a new epoch of the link begins"
+            ),
+            _ => {}
+        }
+    }
+    links::save_inbound(session, neighbour.id, &inbound, now).await?;
+    Ok(inbound)
 }
 
 /// Locks the rows that records touch, before what is committed is sealed: from the sealing on

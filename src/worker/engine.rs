@@ -13,6 +13,8 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::Result;
 use crate::interceptor::Wake;
+use crate::link::GAPS_MAX;
+use crate::link::ranges::{Range, tidy};
 use crate::rules::Rules;
 use crate::store::actors::Actors;
 use crate::store::books::{self, Identity, Neighbour, Role};
@@ -37,6 +39,16 @@ pub struct Engine {
     transports: Mutex<HashMap<String, Arc<dyn Transport>>>,
     catalog: Mutex<Option<(String, Arc<Catalog>)>>,
     shapes: Mutex<Shapes>,
+    errands: Mutex<HashMap<i64, Errand>>,
+}
+
+/// What the publisher of a link is to say for those who take in on it.
+#[derive(Clone, Debug, Default)]
+pub struct Errand {
+    /// A hello is wanted soon.
+    pub hello: bool,
+    /// Numbers that will never come, to be said in it.
+    pub skipped: Vec<Range>,
 }
 
 /// What a transaction needs to know, as it is in that transaction.
@@ -77,6 +89,7 @@ impl Engine {
             transports: Mutex::default(),
             catalog: Mutex::default(),
             shapes: Mutex::default(),
+            errands: Mutex::default(),
         })
     }
 
@@ -111,6 +124,22 @@ impl Engine {
         let catalog = Arc::new(track::load(session).await?);
         *lock(&self.catalog) = Some((version, Arc::clone(&catalog)));
         Ok(catalog)
+    }
+
+    /// Leaves word for the publisher of a link, and wakes it.
+    pub fn ask_hello(&self, neighbour: i64, skipped: Vec<Range>) {
+        let mut errands = lock(&self.errands);
+        let errand = errands.entry(neighbour).or_default();
+        errand.hello = true;
+        errand.skipped.extend(skipped);
+        errand.skipped = tidy(std::mem::take(&mut errand.skipped), GAPS_MAX);
+        drop(errands);
+        self.outbox.notify_waiters();
+    }
+
+    /// What was left for the publisher of a link since the last time.
+    pub fn errand(&self, neighbour: i64) -> Errand {
+        lock(&self.errands).remove(&neighbour).unwrap_or_default()
     }
 
     /// The column lists known so far. They never change once they have a number.

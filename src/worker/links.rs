@@ -4,20 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Busy;
 use super::deliver::{self, Message};
-use super::engine::Engine;
+use super::engine::{Context, Engine};
+use super::hello::{self, Greeter};
 use super::tasks::supervise;
-use super::{hello, joins, reply};
+use super::{joins, reply};
 use crate::error::{Error, Result};
+use crate::link::Word;
 use crate::publisher::relay;
-use crate::record::header::MessageKind;
+use crate::record::header::{Header, MessageKind, Opened};
+use crate::record::limits;
 use crate::record::messages::{Hello, Load, Records, Welcome};
 use crate::store::books::{self, LinkState, Neighbour, Role};
-use crate::store::{held, settle, time};
+use crate::store::{held, links, time};
 use crate::transport::{Consumer, Delivery, Lane, Queue};
 
 /// How long one look into a queue lasts.
@@ -68,22 +70,19 @@ async fn publish(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
     for lane in [Lane::Records, Lane::Acks] {
         transport.declare(Queue { to: neighbour.server, from: own, lane }).await?;
     }
-    let mut known = usize::MAX;
-    let mut said = Instant::now();
-    if neighbour.role == Role::Child {
-        joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
-    }
+    // First of all: it shows the neighbour what it lacks, and whether we are who it knows.
+    let mut greeter = Greeter::new();
+    greeter.greet(&engine, &neighbour).await?;
     reply::acknowledge_left(&engine, &neighbour).await?;
     let mut first = Some(first);
     loop {
-        let origins = origins(&engine).await?;
-        if origins != known || said.elapsed() >= engine.config.hello_every {
-            hello::say(&engine, &neighbour).await?;
-            (known, said) = (origins, Instant::now());
-        }
         let news = engine.outbox.notified();
         let mut news = std::pin::pin!(news);
         news.as_mut().enable();
+        greeter.greet(&engine, &neighbour).await?;
+        if neighbour.role == Role::Child {
+            joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
+        }
         while relay::publish(&engine, &neighbour).await? > 0 {
             if stop.is_cancelled() {
                 return Ok(());
@@ -104,16 +103,6 @@ async fn own(engine: &Engine) -> Result<crate::id::ServerId> {
     let own = books::identity(&mut session).await?.server;
     session.rollback().await?;
     Ok(own)
-}
-
-/// How many servers of the tree we know: when it grows, the neighbours are told.
-async fn origins(engine: &Engine) -> Result<usize> {
-    let mut session = engine.store.read().await?;
-    let row = session
-        .query_one("SELECT count(*) FROM @sync_origin WHERE public_key IS NOT NULL", vec![])
-        .await?;
-    session.rollback().await?;
-    Ok(usize::try_from(row.int(0)?).unwrap_or(0))
 }
 
 /// Opens a queue of the link for reading.
@@ -163,66 +152,125 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
     let who = format!("records of `{}`", neighbour.nickname);
     let mut first = Some(engine.activity.busy());
     let mut consumer = consume(&engine, &neighbour, Lane::Records).await?;
+    // The queue may be a new one: what lay in the old one is lost, and only a hello shows it.
+    engine.ask_hello(neighbour.id, Vec::new());
+    let mut missing = true;
     while !stop.is_cancelled() {
         let list = batch(&mut *consumer, &mut first).await?;
         let Some(last) = list.last() else {
             engine.activity.succeeded(&who);
+            if missing && neighbour.state == LinkState::Joined {
+                missing = reply::ask(&engine, &neighbour).await?;
+            }
             continue;
         };
         let tag = last.tag;
-        take(&engine, &neighbour, list).await?;
+        missing = take(&engine, &neighbour, list).await?;
         consumer.acknowledge(tag).await?;
         engine.activity.succeeded(&who);
     }
     Ok(())
 }
 
-/// Takes messages of one link in, in their order; neighbouring `records` are applied together.
-async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Result<()> {
+/// Takes messages of one link in, in their order; neighbouring `records` are applied together, within
+/// bounds. Says whether messages are missing.
+async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Result<bool> {
     let _busy = engine.activity.busy();
-    let mut together: Vec<Message> = Vec::new();
+    let mut batch = Batch::default();
+    let mut known: Option<Context> = None;
     for delivery in list {
-        let mut session = engine.store.read().await?;
-        let context = engine.context(&mut session).await?;
-        session.rollback().await?;
-        let Some((now, _)) = context.neighbour(neighbour.id) else { return Ok(()) };
-        let opened = deliver::open(&context, now, &delivery.body);
-        let opened = opened.and_then(|(opened, body)| Ok((read(&opened, &body)?, opened)));
-        match opened {
-            Ok((Content::Records(records), opened)) => together.push(Message { opened, records }),
-            Ok((content, _)) => {
-                flush(engine, now, &mut together).await?;
-                other(engine, now, content).await?;
+        // Read again only when something may have changed it.
+        let context = match known.take() {
+            Some(context) => context,
+            None => read_context(engine).await?,
+        };
+        let Some((now, _)) = context.neighbour(neighbour.id) else { return Ok(false) };
+        let opened = match deliver::open(&context, now, &delivery.body) {
+            Ok(opened) => opened,
+            Err(error) => {
+                // Whose it is is not known: its number counts for nothing.
+                batch.flush(engine, now).await?;
+                hold(engine, now, &delivery.body, None, &error).await?;
+                known = Some(context);
+                continue;
+            }
+        };
+        if !batch.has_room(&opened) {
+            batch.flush(engine, now).await?;
+        }
+        match opened.body().and_then(|body| read(&opened, &body)) {
+            Ok(Content::Records(records)) => {
+                batch.push(Message { opened, records });
+                known = Some(context);
+            }
+            Ok(content) => {
+                batch.flush(engine, now).await?;
+                batch.missing = other(engine, now, &opened.header, content).await?;
             }
             Err(error) => {
-                flush(engine, now, &mut together).await?;
-                hold(engine, now, &delivery, &error).await?;
+                batch.flush(engine, now).await?;
+                hold(engine, now, &delivery.body, Some(&opened.header), &error).await?;
+                known = Some(context);
             }
         }
     }
-    flush(engine, neighbour, &mut together).await
+    batch.flush(engine, neighbour).await?;
+    Ok(batch.missing)
 }
 
-/// Applies what has gathered. Where one message is bad, they are taken one by one, and it is held.
-async fn flush(engine: &Engine, neighbour: &Neighbour, together: &mut Vec<Message>) -> Result<()> {
-    let messages = std::mem::take(together);
-    if messages.is_empty() {
-        return Ok(());
+async fn read_context(engine: &Engine) -> Result<Context> {
+    let mut session = engine.store.read().await?;
+    let context = engine.context(&mut session).await?;
+    session.rollback().await?;
+    Ok(context)
+}
+
+/// Messages that are applied together.
+#[derive(Default)]
+struct Batch {
+    together: Vec<Message>,
+    decoded_bytes: usize,
+    /// Whether messages before these were missing, when that was last looked at.
+    missing: bool,
+}
+
+impl Batch {
+    fn has_room(&self, opened: &Opened) -> bool {
+        self.together.is_empty()
+            || self.decoded_bytes + opened.decoded_bytes() <= limits::DECODED_BYTES_MAX
     }
-    match deliver::deliver(engine, neighbour, &messages).await {
-        Err(error) if error.holds_record() => {
-            for message in messages {
-                let one = std::slice::from_ref(&message);
-                match deliver::deliver(engine, neighbour, one).await {
-                    Err(error) if error.holds_record() => {
-                        hold_body(engine, neighbour, message.opened.bytes(), &error).await?;
-                    }
-                    other => other?,
-                }
-            }
-            Ok(())
+
+    fn push(&mut self, message: Message) {
+        self.decoded_bytes += message.opened.decoded_bytes();
+        self.together.push(message);
+    }
+
+    /// Applies what has gathered. Where one message is bad, they are taken one by one, and it is
+    /// held.
+    async fn flush(&mut self, engine: &Engine, neighbour: &Neighbour) -> Result<()> {
+        self.decoded_bytes = 0;
+        let messages = std::mem::take(&mut self.together);
+        if messages.is_empty() {
+            return Ok(());
         }
-        other => other,
+        match deliver::deliver(engine, neighbour, &messages).await {
+            Err(error) if error.holds_record() => {}
+            other => {
+                self.missing = other?.has_gaps();
+                return Ok(());
+            }
+        }
+        for message in messages {
+            let one = std::slice::from_ref(&message);
+            match deliver::deliver(engine, neighbour, one).await {
+                Err(error) if error.holds_record() => {
+                    let Opened { header, .. } = &message.opened;
+                    hold(engine, neighbour, message.opened.bytes(), Some(header), &error).await?;
+                }
+                other => self.missing = other?.has_gaps(),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -234,7 +282,7 @@ enum Content {
     Load(Load),
 }
 
-fn read(opened: &crate::record::header::Opened, body: &[u8]) -> Result<Content> {
+fn read(opened: &Opened, body: &[u8]) -> Result<Content> {
     Ok(match opened.header.kind {
         MessageKind::Records => Content::Records(Records::decode(body)?),
         MessageKind::Hello => Content::Hello(Box::new(Hello::decode(body)?)),
@@ -246,14 +294,27 @@ fn read(opened: &crate::record::header::Opened, body: &[u8]) -> Result<Content> 
     })
 }
 
-async fn other(engine: &Engine, neighbour: &Neighbour, content: Content) -> Result<()> {
+/// Takes in what is no record. Says whether messages are missing.
+async fn other(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    header: &Header,
+    content: Content,
+) -> Result<bool> {
     let mut session = engine.store.begin().await?;
     crate::store::seal::lock(&mut session).await?;
     let mut context = engine.context(&mut session).await?;
+    let now = time::now();
+    let mut inbound = deliver::count(&mut session, neighbour, std::iter::once(header), now).await?;
+    let mut reaction = None;
     match content {
         Content::Records(_) => {}
         Content::Hello(hello) => {
             hello::heard(engine, &mut session, &mut context, neighbour, &hello).await?;
+            inbound.skip(hello.out_epoch, &hello.skipped);
+            links::save_inbound(&mut session, neighbour.id, &inbound, now).await?;
+            let word = Word { epoch: hello.in_epoch, number: hello.in_number, gaps: hello.gaps };
+            reaction = Some(links::hear(&mut session, neighbour, &word, now).await?);
         }
         Content::Welcome(welcome) => {
             hello::welcomed(&mut session, &mut context, neighbour, &welcome).await?;
@@ -264,24 +325,23 @@ async fn other(engine: &Engine, neighbour: &Neighbour, content: Content) -> Resu
             engine.activity.moved(load.rows.len());
         }
     }
-    settle::contact(&mut session, neighbour, time::now()).await?;
-    session.commit().await
+    session.commit().await?;
+    if let Some(reaction) = reaction {
+        if reaction.behind || !reaction.skipped.is_empty() {
+            engine.ask_hello(neighbour.id, reaction.skipped);
+        }
+        reply::position(engine, neighbour, &inbound).await?;
+    }
+    Ok(inbound.has_gaps())
 }
 
+/// Keeps a message that cannot be read, as it came. Where its header is good, its number is taken in
+/// with it.
 async fn hold(
     engine: &Engine,
     neighbour: &Neighbour,
-    delivery: &Delivery,
-    error: &Error,
-) -> Result<()> {
-    hold_body(engine, neighbour, &delivery.body, error).await
-}
-
-/// Keeps a message that cannot be read, as it came.
-async fn hold_body(
-    engine: &Engine,
-    neighbour: &Neighbour,
     body: &[u8],
+    header: Option<&Header>,
     error: &Error,
 ) -> Result<()> {
     tracing::error!(
@@ -289,7 +349,11 @@ async fn hold_body(
         "a message that cannot be read is held"
     );
     let mut session = engine.store.begin().await?;
-    held::write_undecodable(&mut session, neighbour.id, body, &error.chain(), time::now()).await?;
+    let now = time::now();
+    held::write_undecodable(&mut session, neighbour.id, body, &error.chain(), now).await?;
+    if let Some(header) = header {
+        deliver::count(&mut session, neighbour, std::iter::once(header), now).await?;
+    }
     session.commit().await
 }
 

@@ -8,13 +8,14 @@ use super::deliver;
 use super::engine::Engine;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
+use crate::link::{Inbound, Range, Word};
 use crate::publisher::relay;
 use crate::record::header::{self, Header, MessageKind};
 use crate::record::messages::{AckGroup, AckReason, AckState, Acks};
 use crate::state::State;
 use crate::store::apply::Outcome;
 use crate::store::books::Neighbour;
-use crate::store::{held, imports, settle, time};
+use crate::store::{held, imports, links, settle, time};
 use crate::transport::{Lane, Outcome as Published};
 
 /// Records in one acknowledgement at the most.
@@ -41,6 +42,52 @@ pub(super) async fn acknowledge(
         session.commit().await?;
     }
     Ok(())
+}
+
+/// Tells a neighbour up to where its messages have come in: the answer to each hello.
+pub(super) async fn position(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    inbound: &Inbound,
+) -> Result<()> {
+    say(engine, neighbour, inbound, Vec::new()).await
+}
+
+async fn say(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    inbound: &Inbound,
+    gaps: Vec<Range>,
+) -> Result<()> {
+    let (in_epoch, in_number) = (inbound.epoch(), inbound.floor());
+    let body = Acks { in_epoch, in_number, gaps, ..Acks::default() }.encode()?;
+    send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
+    Ok(())
+}
+
+/// Asks for what is missing, once it has been for a while and was not asked for lately. Says whether
+/// something is missing.
+pub(super) async fn ask(engine: &Engine, neighbour: &Neighbour) -> Result<bool> {
+    let mut session = engine.store.read().await?;
+    let inbound = links::inbound(&mut session, neighbour.id).await?;
+    session.rollback().await?;
+    if inbound.due(time::now()).is_empty() {
+        return Ok(inbound.has_gaps());
+    }
+    let _busy = engine.activity.busy();
+    let mut session = engine.store.begin().await?;
+    links::lock(&mut session, neighbour.id).await?;
+    let mut inbound = links::inbound(&mut session, neighbour.id).await?;
+    let now = time::now();
+    let due = inbound.due(now);
+    inbound.asked(now);
+    links::save_asked(&mut session, neighbour.id, &inbound).await?;
+    session.commit().await?;
+    if !due.is_empty() {
+        tracing::info!(link.peer = %neighbour.nickname, gaps = ?due, "messages are missing: asked for again");
+        say(engine, neighbour, &inbound, due).await?;
+    }
+    Ok(inbound.has_gaps())
 }
 
 /// Acknowledges what was committed and never confirmed: after a crash, or an outage.
@@ -84,14 +131,14 @@ fn acks(outcomes: &[Outcome], last: (u64, u64)) -> Acks {
     Acks::new(last.0, last.1, by_state.into_values().collect(), reasons)
 }
 
-/// Seals a body for a neighbour, publishes it and waits for the confirm.
+/// Seals a body for a neighbour, publishes it and waits for the confirm. Yields its number.
 pub(super) async fn send(
     engine: &Engine,
     neighbour: &Neighbour,
     kind: MessageKind,
     lane: Lane,
     body: &[u8],
-) -> Result<()> {
+) -> Result<u64> {
     let mut session = engine.store.begin().await?;
     let identity = crate::store::books::identity(&mut session).await?;
     let (epoch, number) = match lane {
@@ -108,7 +155,7 @@ pub(super) async fn send(
     let outgoing = relay::outgoing(&header, neighbour, lane, sealed);
     let outcomes = engine.transport_of(neighbour)?.publish(vec![outgoing]).await?;
     match outcomes.into_iter().next() {
-        Some(Published::Confirmed) => Ok(()),
+        Some(Published::Confirmed) => Ok(number),
         Some(Published::Refused(reason)) => Err(Error::unreachable(format!(
             "the {} for `{}` is not with the broker: {reason}",
             kind.as_str(),
@@ -126,9 +173,10 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
     let context = engine.context(&mut session).await?;
     let now = time::now();
     let mut moved = 0;
+    let mut skipped = Vec::new();
     for body in bodies {
         let acks =
-            deliver::open(&context, neighbour, body).and_then(|(_, body)| Acks::decode(&body));
+            deliver::open(&context, neighbour, body).and_then(|acks| Acks::decode(&acks.body()?));
         let acks = match acks {
             Ok(acks) => acks,
             Err(error) => {
@@ -151,10 +199,17 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
         let reasons: Vec<(RecordId, String)> =
             acks.reasons.into_iter().map(|reason| (reason.record, reason.message)).collect();
         settle::reasons(&mut session, neighbour, &reasons).await?;
+        let word = Word { epoch: acks.in_epoch, number: acks.in_number, gaps: acks.gaps };
+        let reaction = links::hear(&mut session, neighbour, &word, now).await?;
+        skipped.extend(reaction.skipped);
     }
     settle::contact(&mut session, neighbour, now).await?;
     session.commit().await?;
     engine.activity.moved(usize::try_from(moved).unwrap_or(usize::MAX));
+    if !skipped.is_empty() {
+        // What went in them goes again, in others.
+        engine.ask_hello(neighbour.id, skipped);
+    }
     if moved > 0 {
         // There is room in the window again.
         engine.outbox.notify_waiters();

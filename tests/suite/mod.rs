@@ -5,6 +5,7 @@ mod capture_postgres;
 mod capture_sqlite;
 mod cli;
 mod interceptor;
+mod link;
 mod openmrs;
 mod transport;
 mod tree;

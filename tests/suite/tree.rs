@@ -2,7 +2,7 @@
 //! mixes of databases and brokers.
 
 mod again;
-mod clinic;
+pub(super) mod clinic;
 mod contention;
 mod errors;
 
