@@ -72,10 +72,12 @@ impl Way {
         });
     }
 
-    /// Loses the message at one place.
+    /// Loses one of the messages that hold records.
     pub(super) fn lose(&self, place: usize) {
         if let Some(folder) = &self.folder {
-            return std::fs::remove_file(&Self::files(folder)[place]).unwrap();
+            let mut files = Self::files(folder);
+            files.retain(|path| path.to_string_lossy().ends_with(".records.msg"));
+            return std::fs::remove_file(&files[place]).unwrap();
         }
         block_on(async {
             let (connection, channel) = connect().await;
@@ -88,12 +90,17 @@ impl Way {
                 )
                 .await
                 .unwrap();
-            for _ in 0..place {
-                consumer.next().await.expect("a message lies there").unwrap();
+            let mut seen = 0;
+            loop {
+                let message = consumer.next().await.expect("a message lies there").unwrap();
+                let kind = message.properties.kind().as_ref().map(ToString::to_string);
+                seen += usize::from(kind.as_deref() == Some("records"));
+                if seen > place {
+                    message.ack(BasicAckOptions::default()).await.unwrap();
+                    break;
+                }
             }
             // With the connection the others go back into the queue.
-            let lost = consumer.next().await.expect("a message lies there").unwrap();
-            lost.ack(BasicAckOptions::default()).await.unwrap();
             connection.close(200, "".into()).await.unwrap();
         });
     }
