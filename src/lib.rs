@@ -11,6 +11,7 @@ pub mod merge;
 pub mod publisher;
 pub mod record;
 pub mod rules;
+pub mod server;
 pub mod state;
 pub mod store;
 pub mod token;
@@ -18,3 +19,6 @@ pub mod transport;
 pub mod worker;
 
 pub use error::{Error, Kind, Result};
+pub use publisher::Publisher;
+pub use server::Server;
+pub use worker::Worker;

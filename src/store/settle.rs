@@ -6,6 +6,7 @@ use super::session::{Datum, Session};
 use super::{bulk, links};
 use crate::error::Result;
 use crate::id::RecordId;
+use crate::link::Mark;
 use crate::state::State;
 
 /// A record that is to be sent now.
@@ -63,6 +64,26 @@ fn link(neighbour: &Neighbour) -> (&'static str, &'static str) {
     }
 }
 
+/// Whether anything may have to be sent to a neighbour. [`pending`] says what.
+pub async fn some(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    pace: Pace,
+    now: i64,
+) -> Result<bool> {
+    let (t, link) = link(neighbour);
+    let from = source(neighbour);
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM {from} WHERE {link} \
+         AND {t}.state IN ('NEW', 'PENDING', 'SEND_FAILED')) \
+         OR EXISTS (SELECT 1 FROM {from} WHERE {link} AND {})",
+        overdue(t)
+    );
+    let mark = mark(session, neighbour, now).await?;
+    let binds = overdue_binds(neighbour, pace, mark, now);
+    session.query_one(&sql, binds).await?.flag(0)
+}
+
 /// Records for a neighbour in the order in which they were sealed or taken in: what has not been
 /// sent, and what was not acknowledged in time.
 pub async fn pending(
@@ -101,6 +122,29 @@ pub async fn pending(
     Ok(found)
 }
 
+/// The condition for records that may have to be sent again. Binds: see [`overdue_binds`].
+fn overdue(t: &str) -> String {
+    format!(
+        "{t}.state IN ('SENT', 'SENT_AGAIN') AND ({t}.sent_at IS NULL OR {t}.sent_at < $2 \
+         OR ({t}.link_number <= $3 AND {t}.sent_at < $4))"
+    )
+}
+
+fn overdue_binds(neighbour: &Neighbour, pace: Pace, mark: Mark, now: i64) -> Vec<Datum> {
+    vec![
+        neighbour.id.into(),
+        Datum::time(now - pace.resend_after_ms),
+        links::stored(mark.number).into(),
+        Datum::time(mark.at),
+    ]
+}
+
+/// What the neighbour has had for long enough to have answered.
+async fn mark(session: &mut Session, neighbour: &Neighbour, now: i64) -> Result<Mark> {
+    let (epoch, _, heard) = links::outbound(session, neighbour.id).await?;
+    Ok(heard.unanswered(epoch, now).unwrap_or_default())
+}
+
 /// Records that were sent and are to be sent again: those that the neighbour misses, those whose
 /// acknowledgement is overdue, those whose message is known to have come in and that are not
 /// answered all the same. Each time they wait twice as long.
@@ -112,21 +156,14 @@ async fn unanswered(
 ) -> Result<Vec<Outbound>> {
     let (t, link) = link(neighbour);
     let from = source(neighbour);
-    let (epoch, _, heard) = links::outbound(session, neighbour.id).await?;
-    let mark = heard.unanswered(epoch, now).unwrap_or_default();
+    let mark = mark(session, neighbour, now).await?;
     let sql = format!(
         "SELECT {COLUMNS}, {t}.retry_count, {t}.sent_at, {t}.link_number FROM {from} WHERE {link} \
-         AND {t}.state IN ('SENT', 'SENT_AGAIN') AND ({t}.sent_at IS NULL OR {t}.sent_at < $2 \
-         OR ({t}.link_number <= $3 AND {t}.sent_at < $4)) ORDER BY r.id LIMIT $5"
+         AND {} ORDER BY r.id LIMIT $5",
+        overdue(t)
     );
-    let limit = i64::try_from(pace.records_max).unwrap_or(i64::MAX);
-    let binds = vec![
-        neighbour.id.into(),
-        Datum::time(now - pace.resend_after_ms),
-        links::stored(mark.number).into(),
-        Datum::time(mark.at),
-        limit.into(),
-    ];
+    let mut binds = overdue_binds(neighbour, pace, mark, now);
+    binds.push(i64::try_from(pace.records_max).unwrap_or(i64::MAX).into());
     let mut found = Vec::new();
     for row in session.query(&sql, binds).await? {
         let Some(sent_at) = row.opt_time(8)? else {
@@ -172,6 +209,41 @@ fn outbound(row: &super::Row, again: bool) -> Result<Outbound> {
         parts: narrow(6)?,
         again,
     })
+}
+
+/// Claims a link for one round of publishing: two processes that published at once would send
+/// everything twice. A claim of another process counts until it is released, or is `now`.
+/// Says whether the link is ours.
+pub async fn claim(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    process: uuid::Uuid,
+    now: i64,
+    until: i64,
+) -> Result<bool> {
+    let claimed = session
+        .execute(
+            "UPDATE @sync_server SET relay_session = $2, relay_until = $3 WHERE id = $1 \
+             AND (relay_session IS NULL OR relay_session = $2 OR relay_until < $4)",
+            vec![neighbour.id.into(), process.into(), Datum::time(until), Datum::time(now)],
+        )
+        .await?;
+    Ok(claimed > 0)
+}
+
+/// Gives a link free for other processes.
+pub async fn release(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    process: uuid::Uuid,
+) -> Result<()> {
+    session
+        .execute(
+            "UPDATE @sync_server SET relay_session = NULL WHERE id = $1 AND relay_session = $2",
+            vec![neighbour.id.into(), process.into()],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Takes `count` running numbers of the link; yields the epoch and the first of them.

@@ -10,7 +10,7 @@ use super::activity::Busy;
 use super::deliver::{self, Message};
 use super::engine::{Context, Engine};
 use super::hello::{self, Greeter};
-use super::tasks::supervise;
+use super::tasks::{Duty, supervise};
 use super::{joins, reply};
 use crate::error::{Error, Result};
 use crate::link::Word;
@@ -35,6 +35,7 @@ const MESSAGES_MAX: usize = 32;
 pub(super) fn spawn(
     tasks: &mut JoinSet<()>,
     engine: &Arc<Engine>,
+    duty: Duty,
     neighbour: &Neighbour,
     stop: &CancellationToken,
 ) {
@@ -45,8 +46,13 @@ pub(super) fn spawn(
             Arc::clone(engine),
             name("publishing to"),
             stop.clone(),
-            move || publish(Arc::clone(&e), n.clone(), s.clone()),
+            move || publish(Arc::clone(&e), duty, n.clone(), s.clone()),
         ));
+    }
+    if duty == Duty::Publish {
+        return;
+    }
+    if neighbour.state == LinkState::Joined {
         let (e, n, s) = (Arc::clone(engine), neighbour.clone(), stop.clone());
         tasks.spawn(supervise(
             Arc::clone(engine),
@@ -61,8 +67,14 @@ pub(super) fn spawn(
     }));
 }
 
-/// Says hello, then publishes what waits, until stopped.
-async fn publish(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationToken) -> Result<()> {
+/// Says hello, then publishes what waits, until stopped. A process that only publishes leaves the
+/// hello, and all else that is said on a start, to the worker.
+async fn publish(
+    engine: Arc<Engine>,
+    duty: Duty,
+    neighbour: Neighbour,
+    stop: CancellationToken,
+) -> Result<()> {
     let who = format!("publishing to `{}`", neighbour.nickname);
     let first = engine.activity.busy();
     let own = own(&engine).await?;
@@ -70,18 +82,22 @@ async fn publish(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
     for lane in [Lane::Records, Lane::Acks] {
         transport.declare(Queue { to: neighbour.server, from: own, lane }).await?;
     }
-    // First of all: it shows the neighbour what it lacks, and whether we are who it knows.
     let mut greeter = Greeter::new();
-    greeter.greet(&engine, &neighbour).await?;
-    reply::acknowledge_left(&engine, &neighbour).await?;
+    if duty == Duty::All {
+        // First of all: it shows the neighbour what it lacks, and whether we are who it knows.
+        greeter.greet(&engine, &neighbour).await?;
+        reply::acknowledge_left(&engine, &neighbour).await?;
+    }
     let mut first = Some(first);
     loop {
         let news = engine.outbox.notified();
         let mut news = std::pin::pin!(news);
         news.as_mut().enable();
-        greeter.greet(&engine, &neighbour).await?;
-        if neighbour.role == Role::Child {
-            joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
+        if duty == Duty::All {
+            greeter.greet(&engine, &neighbour).await?;
+            if neighbour.role == Role::Child {
+                joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
+            }
         }
         while relay::publish(&engine, &neighbour).await? > 0 {
             if stop.is_cancelled() {
