@@ -46,6 +46,8 @@ pub struct Reaction {
     pub skipped: Vec<Range>,
     /// The neighbour has not seen all yet: a message with a number shows it what it lacks.
     pub behind: bool,
+    /// More has come in than was known.
+    pub advanced: bool,
     /// It speaks of numbers that were never given here: we have fallen back behind our own words.
     pub beyond: bool,
 }
@@ -70,6 +72,7 @@ impl Outbound {
         if highest > last {
             return Reaction { beyond: true, ..Reaction::default() };
         }
+        let advanced = word.number > self.heard;
         self.heard = self.heard.max(word.number);
         self.age(now);
         if self.young.number <= self.settled.number {
@@ -78,7 +81,8 @@ impl Outbound {
         }
         let gaps = word.gaps.iter().filter_map(|gap| ranges::clip(*gap, (1, last))).collect();
         let again = ranges::tidy(gaps, GAPS_MAX);
-        Reaction { skipped: again.clone(), again, behind: word.number < last, beyond: false }
+        let behind = word.number < last;
+        Reaction { skipped: again.clone(), again, behind, advanced, beyond: false }
     }
 
     fn age(&mut self, now: i64) {

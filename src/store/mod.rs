@@ -10,6 +10,7 @@ pub mod apply;
 pub mod batches;
 pub mod books;
 pub mod bulk;
+pub mod due;
 pub mod held;
 pub mod image;
 pub mod imports;

@@ -19,6 +19,7 @@ use crate::record::batch::{self, Tree};
 use crate::record::header::{Header, Opened};
 use crate::record::messages::{Group, Records};
 use crate::record::payload;
+use crate::store::actors::Actors;
 use crate::store::apply::{Applied, Applier, Incoming, Outcome};
 use crate::store::books::Neighbour;
 use crate::store::rows::Found;
@@ -26,7 +27,7 @@ use crate::store::session::{Dialect, Session};
 use crate::store::{held, imports, links, outbox, seal, settle, time};
 
 /// Tries at a batch that meets others' locks, before the link is left alone for a while.
-const BUSY_TRIES_MAX: u32 = 50;
+pub(super) const BUSY_TRIES_MAX: u32 = 50;
 
 /// Held records tried again at a time.
 const HELD_MAX: i64 = 200;
@@ -164,7 +165,7 @@ pub(super) async fn count<'h>(
 /// Locks the rows that records touch, before what is committed is sealed: from the sealing on
 /// nobody changes them, so that no local commit is overwritten unseen. (On SQLite nobody writes
 /// beside us.)
-async fn lock_rows<'a>(
+pub(super) async fn lock_rows<'a>(
     session: &mut Session,
     catalog: &Catalog,
     records: impl IntoIterator<Item = &'a Incoming>,
@@ -207,6 +208,29 @@ async fn apply(
     now: i64,
     incoming: &[Incoming],
 ) -> Result<Applied> {
+    let (applier, actors) = applier(engine, context, neighbour, now)?;
+    applier.apply(session, actors, incoming).await
+}
+
+/// Joins whole states of rows.
+pub(super) async fn apply_states(
+    engine: &Engine,
+    session: &mut Session,
+    context: &mut Context,
+    neighbour: &Neighbour,
+    now: i64,
+    rows: &[Incoming],
+) -> Result<Applied> {
+    let (applier, actors) = applier(engine, context, neighbour, now)?;
+    applier.states(session, actors, rows).await
+}
+
+fn applier<'c>(
+    engine: &Engine,
+    context: &'c mut Context,
+    neighbour: &Neighbour,
+    now: i64,
+) -> Result<(Applier<'c>, &'c mut Actors)> {
     let known = context.neighbours.iter().find(|(other, _)| other.id == neighbour.id);
     let Some((source, rules)) = known else {
         return Err(Error::failed(format!("`{}` is no neighbour any more", neighbour.nickname)));
@@ -220,7 +244,7 @@ async fn apply(
         skew_hold_ms: millis(engine.config.clock_skew_hold),
         retries_max: i64::from(engine.config.retries_max),
     };
-    applier.apply(session, &mut context.actors, incoming).await
+    Ok((applier, &mut context.actors))
 }
 
 /// Verifies the records of a group and puts those that are complete together.

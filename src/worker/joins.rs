@@ -6,8 +6,9 @@ use super::engine::{Context, Engine};
 use super::{hello, reply};
 use crate::error::{Error, Result};
 use crate::id::Actor;
+use crate::record::RowId;
 use crate::record::header::{MessageKind, Opened};
-use crate::record::messages::{Join, Load, Welcome};
+use crate::record::messages::{Join, Load, LoadRow, Welcome};
 use crate::store::books::{Neighbour, audit, invites};
 use crate::store::session::{Datum, Session};
 use crate::store::{bulk, time};
@@ -198,21 +199,38 @@ async fn send_states(engine: &Engine, child: &Neighbour, server: i64) -> Result<
     session.commit().await
 }
 
-/// Takes row states in that the parent sent: they are joined, no value is written.
-pub(super) async fn load(session: &mut Session, context: &mut Context, load: &Load) -> Result<()> {
+/// Takes row states in: with values they are joined and written; where the child has the data
+/// already, the stamps alone come, and are joined. Yields the rows that were written.
+pub(super) async fn load(
+    engine: &Engine,
+    session: &mut Session,
+    context: &mut Context,
+    neighbour: &Neighbour,
+    load: &Load,
+) -> Result<Vec<RowId>> {
+    context.actors.admit(session, load.actors()).await?;
+    let bare = |row: &LoadRow| {
+        let dead_here = !row.state.alive() && context.catalog.class(&row.class).is_some();
+        row.values.is_empty() && !dead_here
+    };
+    let (stamps, whole): (Vec<&LoadRow>, Vec<&LoadRow>) =
+        load.rows.iter().partition(|row| bare(row));
     let mut rows = Vec::new();
-    for row in &load.rows {
+    for row in stamps {
         let class = class_id(session, &row.class).await?;
         rows.push((class, row));
     }
     let mut states = crate::store::states::States::default();
     let places = rows.iter().map(|(class, row)| (*class, std::sync::Arc::clone(&row.key)));
-    context.actors.admit(session, load.actors()).await?;
     states.load(session, &context.actors, places).await?;
     for (class, row) in rows {
         states.change((class, std::sync::Arc::clone(&row.key))).join(&row.state);
     }
-    states.save(session, &mut context.actors).await
+    states.save(session, &mut context.actors).await?;
+    if whole.is_empty() {
+        return Ok(Vec::new());
+    }
+    super::rows::take(engine, session, context, neighbour, &whole).await
 }
 
 /// The local number of a class, given to it now if it has none.

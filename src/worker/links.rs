@@ -4,22 +4,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Busy;
+use super::control::{self, Control};
 use super::deliver::{self, Message};
 use super::engine::{Context, Engine};
-use super::hello::{self, Greeter};
+use super::hello::Greeter;
 use super::tasks::{Duty, supervise};
-use super::{joins, reply};
+use super::{joins, reply, rows};
 use crate::error::{Error, Result};
-use crate::link::Word;
 use crate::publisher::relay;
 use crate::record::header::{Header, MessageKind, Opened};
 use crate::record::limits;
 use crate::record::messages::{Hello, Load, Records, Welcome};
 use crate::store::books::{self, LinkState, Neighbour, Role};
-use crate::store::{held, links, time};
+use crate::store::{held, time};
 use crate::transport::{Consumer, Delivery, Lane, Queue};
 
 /// How long one look into a queue lasts.
@@ -30,6 +31,9 @@ const PUBLISH_POLL: Duration = Duration::from_secs(1);
 
 /// Messages that are applied together at the most.
 const MESSAGES_MAX: usize = 32;
+
+/// How often rows that are waited for too long are looked for.
+const ROWS_EVERY: Duration = Duration::from_secs(3);
 
 /// Starts the tasks of a link.
 pub(super) fn spawn(
@@ -97,7 +101,9 @@ async fn publish(
             greeter.greet(&engine, &neighbour).await?;
             if neighbour.role == Role::Child {
                 joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
+                rows::prepare_load(&engine, &neighbour).await?;
             }
+            rows::send_due(&engine, &neighbour).await?;
         }
         while relay::publish(&engine, &neighbour).await? > 0 {
             if stop.is_cancelled() {
@@ -170,13 +176,17 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
     let mut consumer = consume(&engine, &neighbour, Lane::Records).await?;
     // The queue may be a new one: what lay in the old one is lost, and only a hello shows it.
     engine.ask_hello(neighbour.id, Vec::new());
-    let mut missing = true;
+    let (mut missing, mut looked) = (true, None::<Instant>);
     while !stop.is_cancelled() {
         let list = batch(&mut *consumer, &mut first).await?;
         let Some(last) = list.last() else {
             engine.activity.succeeded(&who);
             if missing && neighbour.state == LinkState::Joined {
                 missing = reply::ask(&engine, &neighbour).await?;
+            }
+            if neighbour.is_joined() && looked.is_none_or(|at| at.elapsed() >= ROWS_EVERY) {
+                looked = Some(Instant::now());
+                rows::ask(&engine, &neighbour).await?;
             }
             continue;
         };
@@ -219,9 +229,14 @@ async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Re
                 batch.push(Message { opened, records });
                 known = Some(context);
             }
-            Ok(content) => {
+            Ok(Content::Control(control)) => {
                 batch.flush(engine, now).await?;
-                batch.missing = other(engine, now, &opened.header, content).await?;
+                match control::take(engine, now, &opened.header, &control).await {
+                    Err(error) if error.holds_record() => {
+                        hold(engine, now, &delivery.body, Some(&opened.header), &error).await?;
+                    }
+                    other => batch.missing = other?,
+                }
             }
             Err(error) => {
                 batch.flush(engine, now).await?;
@@ -293,62 +308,19 @@ impl Batch {
 /// A message's content.
 enum Content {
     Records(Records),
-    Hello(Box<Hello>),
-    Welcome(Welcome),
-    Load(Load),
+    Control(Control),
 }
 
 fn read(opened: &Opened, body: &[u8]) -> Result<Content> {
     Ok(match opened.header.kind {
         MessageKind::Records => Content::Records(Records::decode(body)?),
-        MessageKind::Hello => Content::Hello(Box::new(Hello::decode(body)?)),
-        MessageKind::Welcome => Content::Welcome(Welcome::decode(body)?),
-        MessageKind::Load => Content::Load(Load::decode(body)?),
+        MessageKind::Hello => Content::Control(Control::Hello(Box::new(Hello::decode(body)?))),
+        MessageKind::Welcome => Content::Control(Control::Welcome(Welcome::decode(body)?)),
+        MessageKind::Load => Content::Control(Control::Load(Load::decode(body)?)),
         other => {
             return Err(Error::decode(format!("a `{}` in the queue of records", other.as_str())));
         }
     })
-}
-
-/// Takes in what is no record. Says whether messages are missing.
-async fn other(
-    engine: &Engine,
-    neighbour: &Neighbour,
-    header: &Header,
-    content: Content,
-) -> Result<bool> {
-    let mut session = engine.store.begin().await?;
-    crate::store::seal::lock(&mut session).await?;
-    let mut context = engine.context(&mut session).await?;
-    let now = time::now();
-    let mut inbound = deliver::count(&mut session, neighbour, std::iter::once(header), now).await?;
-    let mut reaction = None;
-    match content {
-        Content::Records(_) => {}
-        Content::Hello(hello) => {
-            hello::heard(engine, &mut session, &mut context, neighbour, &hello).await?;
-            inbound.skip(hello.out_epoch, &hello.skipped);
-            links::save_inbound(&mut session, neighbour.id, &inbound, now).await?;
-            let word = Word { epoch: hello.in_epoch, number: hello.in_number, gaps: hello.gaps };
-            reaction = Some(links::hear(&mut session, neighbour, &word, now).await?);
-        }
-        Content::Welcome(welcome) => {
-            hello::welcomed(&mut session, &mut context, neighbour, &welcome).await?;
-            engine.activity.moved(1);
-        }
-        Content::Load(load) => {
-            joins::load(&mut session, &mut context, &load).await?;
-            engine.activity.moved(load.rows.len());
-        }
-    }
-    session.commit().await?;
-    if let Some(reaction) = reaction {
-        if reaction.behind || !reaction.skipped.is_empty() {
-            engine.ask_hello(neighbour.id, reaction.skipped);
-        }
-        reply::position(engine, neighbour, &inbound).await?;
-    }
-    Ok(inbound.has_gaps())
 }
 
 /// Keeps a message that cannot be read, as it came. Where its header is good, its number is taken in

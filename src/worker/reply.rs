@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::deliver;
 use super::engine::Engine;
+use super::{deliver, rows};
 use crate::error::{Error, Result};
 use crate::id::RecordId;
 use crate::link::{Inbound, Range, Word};
@@ -88,6 +88,17 @@ pub(super) async fn ask(engine: &Engine, neighbour: &Neighbour) -> Result<bool> 
         say(engine, neighbour, &inbound, due).await?;
     }
     Ok(inbound.has_gaps())
+}
+
+/// Asks for whole rows.
+pub(super) async fn ask_rows(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    rows: Vec<(String, String)>,
+) -> Result<()> {
+    let body = Acks { rows, ..Acks::default() }.encode()?;
+    send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
+    Ok(())
 }
 
 /// Acknowledges what was committed and never confirmed: after a crash, or an outage.
@@ -173,7 +184,7 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
     let context = engine.context(&mut session).await?;
     let now = time::now();
     let mut moved = 0;
-    let mut skipped = Vec::new();
+    let (mut skipped, mut room) = (Vec::new(), false);
     for body in bodies {
         let acks =
             deliver::open(&context, neighbour, body).and_then(|acks| Acks::decode(&acks.body()?));
@@ -202,6 +213,8 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
         let word = Word { epoch: acks.in_epoch, number: acks.in_number, gaps: acks.gaps };
         let reaction = links::hear(&mut session, neighbour, &word, now).await?;
         skipped.extend(reaction.skipped);
+        room |= reaction.advanced;
+        room |= rows::wanted(&mut session, &context, neighbour, &acks.rows).await? > 0;
     }
     settle::contact(&mut session, neighbour, now).await?;
     session.commit().await?;
@@ -210,7 +223,7 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
         // What went in them goes again, in others.
         engine.ask_hello(neighbour.id, skipped);
     }
-    if moved > 0 {
+    if moved > 0 || room {
         // There is room in the window again.
         engine.outbox.notify_waiters();
     }

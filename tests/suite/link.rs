@@ -4,6 +4,7 @@
 
 mod broker;
 mod lost;
+mod rows;
 
 use std::time::Duration;
 
@@ -16,7 +17,11 @@ use super::tree::clinic;
 const NO_CLOCK: &str = "hello_every = \"1h\"\nresend_after = \"1h\"";
 
 fn tree(mix: Mix) -> Tree {
-    let mut tree = Tree::unconnected(mix, NO_CLOCK, clinic::database);
+    tree_with(mix, NO_CLOCK)
+}
+
+fn tree_with(mix: Mix, settings: &str) -> Tree {
+    let mut tree = Tree::unconnected(mix, settings, clinic::database);
     tree.connect(&["--all"]);
     tree
 }
@@ -35,3 +40,21 @@ fn wait_for_answers(server: &TestServer) {
         server.texts("SELECT DISTINCT state FROM @sync_record") == ["COMMITTED"]
     });
 }
+
+/// Each test on three mixes of databases and brokers.
+macro_rules! on_mixes {
+    ($($test:ident)*) => {
+        $crate::suite::link::on_mixes!(@mix postgres_amqp POSTGRES_AMQP $($test)*);
+        $crate::suite::link::on_mixes!(@mix sqlite_spool SQLITE_SPOOL $($test)*);
+        $crate::suite::link::on_mixes!(@mix mixed_amqp MIXED_AMQP $($test)*);
+    };
+    (@mix $module:ident $mix:ident $($test:ident)*) => {
+        mod $module {
+            $(#[test]
+            fn $test() {
+                super::$test(crate::support::tree::$mix);
+            })*
+        }
+    };
+}
+use on_mixes;

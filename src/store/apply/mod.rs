@@ -8,6 +8,7 @@
 
 mod ledger;
 mod view;
+mod whole;
 mod write;
 
 use std::collections::BTreeSet;
@@ -365,11 +366,13 @@ impl Applier<'_> {
         rows::uncaptured(session, false).await?;
         states.save(session, actors).await?;
         ledger::write(session, actors, joined.conflicts, &before, self.now).await?;
-        let imports = slice.iter().map(|record| record.incoming);
+        // States of rows are no records, unless they were held as such.
+        let booked = slice.iter().filter(|r| r.held.is_some() || !r.incoming.is_state());
+        let imports = booked.map(|record| record.incoming);
         imports::committed(session, self.source.id, imports, self.now).await?;
         let held: Vec<i64> = slice.iter().filter_map(|record| record.held).collect();
         held::done(session, &held).await?;
-        let fresh = slice.iter().filter(|record| record.held.is_none());
+        let fresh = slice.iter().filter(|r| r.held.is_none() && !r.incoming.is_state());
         self.pass_on(session, actors, fresh.map(|r| (r.incoming, r.items.len()))).await?;
         Ok(written)
     }
@@ -440,9 +443,16 @@ impl Applier<'_> {
                 record.uuid = %incoming.uuid, link.peer = %self.source.nickname,
                 reason = %reason.text, "a record is held"
             );
-            held::write(session, self.catalog, self.source.id, incoming, &reason, self.now).await?;
-            let item = std::iter::once((incoming, record.items.len()));
-            self.pass_on(session, actors, item).await?;
+            if incoming.is_state() {
+                let kept = incoming.to_be_held()?;
+                held::write(session, self.catalog, self.source.id, &kept, &reason, self.now)
+                    .await?;
+            } else {
+                held::write(session, self.catalog, self.source.id, incoming, &reason, self.now)
+                    .await?;
+                let item = std::iter::once((incoming, record.items.len()));
+                self.pass_on(session, actors, item).await?;
+            }
         }
         imports::failed(session, self.source.id, incoming, state, &reason.text, self.now).await?;
         Ok(Outcome { uuid: incoming.uuid, state, message: Some(reason.text) })

@@ -24,6 +24,8 @@ pub(super) struct Work {
     values: BTreeMap<Arc<str>, Value>,
     /// Whether `values` are all columns: an insert won.
     whole: bool,
+    /// All values of a whole state, won or not: a row that is not here is made from them.
+    image: BTreeMap<Arc<str>, Value>,
 }
 
 /// The works of a batch, and the conflicts that joining found.
@@ -99,12 +101,16 @@ impl Applier<'_> {
                     row: item.row.clone(),
                     values: BTreeMap::new(),
                     whole: false,
+                    image: BTreeMap::new(),
                 });
                 joined.works.len() - 1
             });
             let work = &mut joined.works[n];
             let all = matches!(outcome.won, Won::All);
             work.whole |= all && item.op == Op::Insert;
+            if item.op == Op::State {
+                work.image = item.values.iter().cloned().collect();
+            }
             for (name, value) in &item.values {
                 if outcome.won.has(name) {
                     work.values.insert(Arc::clone(name), value.clone());
@@ -275,7 +281,7 @@ fn plan(writer: &Writer<'_>, states: &mut States, works: Vec<Work>) -> Result<Pl
     let mut plan = Plan { inserts: Vec::new(), updates: Vec::new(), deletes: Vec::new() };
     let mut absent = Vec::new();
     for work in works {
-        let Work { tracked, row, values, whole } = work;
+        let Work { tracked, row, values, whole, image } = work;
         let place = place(&tracked, &row);
         let alive = states.peek(&place).is_none_or(RowState::alive);
         match (alive, writer.found.has(&row)) {
@@ -286,11 +292,12 @@ fn plan(writer: &Writer<'_>, states: &mut States, works: Vec<Work>) -> Result<Pl
             }
             (true, false) => {
                 let shadow = states.change(place).shadow.take();
-                if !whole && shadow.is_none() {
+                if !whole && shadow.is_none() && image.is_empty() {
                     absent.push((row.clone(), row));
                     continue;
                 }
-                let mut all = shadow.unwrap_or_default();
+                let mut all = image;
+                all.extend(shadow.unwrap_or_default());
                 all.extend(values);
                 plan.inserts.push(RowWrite { tracked, row, values: all });
             }
@@ -300,7 +307,8 @@ fn plan(writer: &Writer<'_>, states: &mut States, works: Vec<Work>) -> Result<Pl
             }
             (false, false) => {
                 let state = states.change(place);
-                let mut shadow = state.shadow.take().unwrap_or_default();
+                let mut shadow = image;
+                shadow.extend(state.shadow.take().unwrap_or_default());
                 shadow.extend(values);
                 state.shadow = Some(shadow);
             }

@@ -127,6 +127,12 @@ impl Neighbour {
         }
     }
 
+    /// Whether the link is made.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.state == LinkState::Joined
+    }
+
     /// Whether it is our parent.
     #[must_use]
     pub fn is_parent(&self) -> bool {

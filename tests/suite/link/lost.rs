@@ -3,7 +3,7 @@
 use super::broker::Way;
 use super::{clinic, tree, wait_for_answers, wait_for_patients};
 use crate::support::cli::wait_until;
-use crate::support::tree::{ARRIVES_WITHIN, MIXED_AMQP, Mix, POSTGRES_AMQP, SQLITE_SPOOL};
+use crate::support::tree::{ARRIVES_WITHIN, Mix};
 
 fn a_message_lost_from_the_middle_is_asked_for_and_sent_again(mix: Mix) {
     let tree = tree(mix);
@@ -91,23 +91,7 @@ fn acknowledgements_that_were_lost_are_made_good(mix: Mix) {
     assert_eq!(tree.parent.count("SELECT count(*) FROM patient"), 1);
 }
 
-macro_rules! on_mixes {
-    ($($test:ident)*) => {
-        on_mixes!(@mix postgres_amqp POSTGRES_AMQP $($test)*);
-        on_mixes!(@mix sqlite_spool SQLITE_SPOOL $($test)*);
-        on_mixes!(@mix mixed_amqp MIXED_AMQP $($test)*);
-    };
-    (@mix $module:ident $mix:ident $($test:ident)*) => {
-        mod $module {
-            $(#[test]
-            fn $test() {
-                super::$test(super::$mix);
-            })*
-        }
-    };
-}
-
-on_mixes! {
+super::on_mixes! {
     a_message_lost_from_the_middle_is_asked_for_and_sent_again
     a_purged_queue_costs_nothing
     a_queue_purged_under_running_workers_costs_nothing
