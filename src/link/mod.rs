@@ -1,7 +1,7 @@
 //! What two neighbours know of each other's messages: running numbers, epochs, gaps,
 //! acknowledgements, hellos; and what follows from it.
 //!
-//! Pure: events in, decisions out. A caller keeps the states ([`Inbound`], [`Outbound`]) in its
+//! Pure: events in, decisions out. A caller keeps the states ([`Inbound`], [`Outbound`], [`Peer`]) in its
 //! database, in the transaction of what they decide, and does the sending.
 //!
 //! What the numbers promise: an [`Inbound`] never says that everything up to a number has come in
@@ -11,10 +11,12 @@
 
 mod inbound;
 mod outbound;
+mod peer;
 pub mod ranges;
 
 pub use inbound::{Inbound, Seen};
 pub use outbound::{Mark, Outbound, Reaction, Word};
+pub use peer::{Heard, Peer, Standing, Verdict};
 pub use ranges::Range;
 
 /// How long a number may be missing before it is asked for: the broker may hand a message over

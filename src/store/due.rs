@@ -1,6 +1,7 @@
 //! Rows whose whole state is on its way to a neighbour (`sync_row_due`), or was asked for
 //! (`sync_row_asked`).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::books::Neighbour;
@@ -31,9 +32,10 @@ pub async fn add(
     neighbour: i64,
     rows: impl IntoIterator<Item = (&str, &str)>,
 ) -> Result<u64> {
-    let rows = rows
+    let known = |(class, key)| Some((catalog.class(class)?.id, key));
+    let once: BTreeSet<(i32, &str)> = rows.into_iter().filter_map(known).collect();
+    let rows = once
         .into_iter()
-        .filter_map(|(class, key)| Some((catalog.class(class)?.id, key)))
         .map(|(class, key)| vec![neighbour.into(), class.into(), key.into()])
         .collect();
     bulk::insert(
@@ -199,13 +201,16 @@ pub async fn ask(
             vec![neighbour.id.into(), Datum::time(now - after_ms), ASKED_MAX.into()],
         )
         .await?;
-    let (mut rows, mut asked) = (Vec::new(), Vec::new());
+    let (mut rows, mut asked) = (BTreeSet::new(), Vec::new());
     for row in found {
         let times = u32::try_from(row.opt_int(3)?.unwrap_or(0)).unwrap_or(0).min(DOUBLINGS_MAX);
         if row.opt_time(4)?.is_some_and(|at| at > now - (after_ms << times)) {
             continue;
         }
-        rows.push((row.text(0)?.to_owned(), row.text(1)?.to_owned()));
+        // Many records may wait for one row.
+        if !rows.insert((row.text(0)?.to_owned(), row.text(1)?.to_owned())) {
+            continue;
+        }
         asked.push(vec![
             neighbour.id.into(),
             row.int(2)?.into(),
@@ -222,9 +227,7 @@ pub async fn ask(
          times = sync_row_asked.times + 1",
     )
     .await?;
-    rows.sort_unstable();
-    rows.dedup();
-    Ok(rows)
+    Ok(rows.into_iter().collect())
 }
 
 /// Forgets questions that nothing waits for any more.

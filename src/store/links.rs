@@ -7,7 +7,7 @@ use serde::de::DeserializeOwned;
 use super::books::{Neighbour, Role};
 use super::session::{Datum, Dialect, Session};
 use crate::error::{Error, Result};
-use crate::link::{Inbound, Outbound, Range, Reaction, Word};
+use crate::link::{Inbound, Outbound, Peer, Range, Reaction, Word};
 
 /// Locks the row of a neighbour until the transaction ends: what is kept of a link is read, changed
 /// and written back. (SQLite has one writer at a time.)
@@ -93,6 +93,39 @@ pub async fn outbound(session: &mut Session, neighbour: i64) -> Result<(u64, u64
         None => Outbound::default(),
     };
     Ok((positive(row.int(0)?), positive(row.int(1)?), outbound))
+}
+
+/// Who speaks at the other end of a link.
+pub async fn peer(session: &mut Session, neighbour: i64) -> Result<Peer> {
+    let sql = "SELECT peer FROM @sync_server WHERE id = $1";
+    let row = session.query_opt(sql, vec![neighbour.into()]).await?;
+    match row.as_ref().map(|row| row.opt_text(0)).transpose()?.flatten() {
+        Some(text) => decode(text, "peer"),
+        None => Ok(Peer::default()),
+    }
+}
+
+/// Keeps who speaks there.
+pub async fn save_peer(session: &mut Session, neighbour: i64, peer: &Peer) -> Result<()> {
+    session
+        .execute(
+            "UPDATE @sync_server SET peer = $2 WHERE id = $1",
+            vec![neighbour.into(), encode(peer)?.into()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Messages of a neighbour that is not what it was were not taken in.
+pub async fn passed(
+    session: &mut Session,
+    neighbour: i64,
+    (epoch, number): (u64, u64),
+) -> Result<()> {
+    lock(session, neighbour).await?;
+    let mut peer = peer(session, neighbour).await?;
+    peer.pass(epoch, number);
+    save_peer(session, neighbour, &peer).await
 }
 
 /// Takes in what a neighbour says of our numbers: what it misses is due at once, what it has is done

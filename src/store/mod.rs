@@ -18,6 +18,8 @@ pub mod keysql;
 pub mod links;
 pub mod outbox;
 pub mod postgres;
+pub mod recover;
+pub mod restore;
 pub mod rows;
 pub mod seal;
 pub mod session;

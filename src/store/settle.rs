@@ -64,7 +64,8 @@ fn link(neighbour: &Neighbour) -> (&'static str, &'static str) {
     }
 }
 
-/// Whether anything may have to be sent to a neighbour. [`pending`] says what.
+/// Whether anything may have to be sent to a neighbour: nothing as long as this server knows that its
+/// database is older than what it has said. [`pending`] says what.
 pub async fn some(
     session: &mut Session,
     neighbour: &Neighbour,
@@ -74,9 +75,10 @@ pub async fn some(
     let (t, link) = link(neighbour);
     let from = source(neighbour);
     let sql = format!(
-        "SELECT EXISTS (SELECT 1 FROM {from} WHERE {link} \
+        "SELECT (EXISTS (SELECT 1 FROM {from} WHERE {link} \
          AND {t}.state IN ('NEW', 'PENDING', 'SEND_FAILED')) \
-         OR EXISTS (SELECT 1 FROM {from} WHERE {link} AND {})",
+         OR EXISTS (SELECT 1 FROM {from} WHERE {link} AND {})) \
+         AND NOT EXISTS (SELECT 1 FROM @sync_self WHERE fallen_at IS NOT NULL)",
         overdue(t)
     );
     let mark = mark(session, neighbour, now).await?;

@@ -24,7 +24,7 @@ use crate::store::apply::{Applied, Applier, Incoming, Outcome};
 use crate::store::books::Neighbour;
 use crate::store::rows::Found;
 use crate::store::session::{Dialect, Session};
-use crate::store::{held, imports, links, outbox, seal, settle, time};
+use crate::store::{held, imports, links, outbox, recover, seal, settle, time};
 
 /// Tries at a batch that meets others' locks, before the link is left alone for a while.
 pub(super) const BUSY_TRIES_MAX: u32 = 50;
@@ -133,22 +133,27 @@ async fn take_in_session(
     lock_rows(session, &context.catalog, &incoming).await?;
     relay::seal_all_in(engine, session, &mut context).await?;
     let applied = apply(engine, session, &mut context, neighbour, now, &incoming).await?;
+    let taken = incoming.iter().map(|record| (record.body.origin, record.body.number));
+    recover::took(session, taken).await?;
     let numbers = messages.iter().map(|message| &message.opened.header);
-    let inbound = count(session, neighbour, numbers, now).await?;
+    let (inbound, _) = count(session, neighbour, numbers, now).await?;
     Ok((applied, inbound))
 }
 
-/// Counts messages of a link that are taken in in this transaction.
+/// Counts messages of a link that are taken in in this transaction. Says how the last one stands to
+/// those before it.
 pub(super) async fn count<'h>(
     session: &mut Session,
     neighbour: &Neighbour,
     headers: impl Iterator<Item = &'h Header>,
     now: i64,
-) -> Result<Inbound> {
+) -> Result<(Inbound, Seen)> {
     links::lock(session, neighbour.id).await?;
     let mut inbound = links::inbound(session, neighbour.id).await?;
+    let mut seen = Seen::Uncounted;
     for Header { epoch, number, .. } in headers {
-        match inbound.take(*epoch, *number, now) {
+        seen = inbound.take(*epoch, *number, now);
+        match seen {
             Seen::Ahead => tracing::debug!(
                 link.peer = %neighbour.nickname, number, floor = inbound.floor(), "messages are missing"
             ),
@@ -159,7 +164,7 @@ pub(super) async fn count<'h>(
         }
     }
     links::save_inbound(session, neighbour.id, &inbound, now).await?;
-    Ok(inbound)
+    Ok((inbound, seen))
 }
 
 /// Locks the rows that records touch, before what is committed is sealed: from the sealing on

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::activity::Activity;
@@ -19,7 +20,7 @@ use crate::rules::Rules;
 use crate::store::actors::Actors;
 use crate::store::books::{self, Identity, Neighbour, Role};
 use crate::store::seal::Shapes;
-use crate::store::{Session, Store, track};
+use crate::store::{Session, Store, restore, track};
 use crate::transport::{self, Transport};
 
 /// What all tasks of one server's process share.
@@ -40,6 +41,10 @@ pub struct Engine {
     catalog: Mutex<Option<(String, Arc<Catalog>)>>,
     shapes: Mutex<Shapes>,
     errands: Mutex<HashMap<i64, Errand>>,
+    /// Since when this process knows that its database is older than what it has said.
+    fallen: Mutex<Option<Instant>>,
+    /// When nothing lay in the queue of a neighbour's acknowledgements last.
+    quiet: Mutex<HashMap<i64, Instant>>,
 }
 
 /// What the publisher of a link is to say for those who take in on it.
@@ -79,6 +84,7 @@ impl Engine {
         books::identity(&mut session).await?;
         session.rollback().await?;
         store.migrate().await?;
+        let fallen = restore::look(&store).await?;
         Ok(Self {
             config,
             store,
@@ -90,6 +96,8 @@ impl Engine {
             catalog: Mutex::default(),
             shapes: Mutex::default(),
             errands: Mutex::default(),
+            fallen: Mutex::new(fallen.then(Instant::now)),
+            quiet: Mutex::default(),
         })
     }
 
@@ -140,6 +148,31 @@ impl Engine {
     /// What was left for the publisher of a link since the last time.
     pub fn errand(&self, neighbour: i64) -> Errand {
         lock(&self.errands).remove(&neighbour).unwrap_or_default()
+    }
+
+    /// Since when this process knows that its database is older than what this server has said.
+    pub fn fallen(&self) -> Option<Instant> {
+        *lock(&self.fallen)
+    }
+
+    /// Notes that the database is older than what this server has said.
+    pub fn fall(&self) {
+        lock(&self.fallen).get_or_insert_with(Instant::now);
+    }
+
+    /// Notes that it is that no more.
+    pub fn stand(&self) {
+        *lock(&self.fallen) = None;
+    }
+
+    /// Notes that no acknowledgement of a neighbour lies in its queue.
+    pub fn quiet(&self, neighbour: i64) {
+        lock(&self.quiet).insert(neighbour, Instant::now());
+    }
+
+    /// Whether that was so after `since`.
+    pub fn was_quiet(&self, neighbour: i64, since: Instant) -> bool {
+        lock(&self.quiet).get(&neighbour).is_some_and(|at| *at > since)
     }
 
     /// The column lists known so far. They never change once they have a number.

@@ -13,14 +13,15 @@ use super::deliver::{self, Message};
 use super::engine::{Context, Engine};
 use super::hello::Greeter;
 use super::tasks::{Duty, supervise};
-use super::{joins, reply, rows};
+use super::{joins, reply, restore, rows};
 use crate::error::{Error, Result};
+use crate::link::{Peer, Standing};
 use crate::publisher::relay;
 use crate::record::header::{Header, MessageKind, Opened};
 use crate::record::limits;
 use crate::record::messages::{Hello, Load, Records, Welcome};
 use crate::store::books::{self, LinkState, Neighbour, Role};
-use crate::store::{held, time};
+use crate::store::{held, links, time};
 use crate::transport::{Consumer, Delivery, Lane, Queue};
 
 /// How long one look into a queue lasts.
@@ -99,10 +100,23 @@ async fn publish(
         news.as_mut().enable();
         if duty == Duty::All {
             greeter.greet(&engine, &neighbour).await?;
+        }
+        if greeter.is_refused() || engine.fallen().is_some() {
+            // It is not who it was, or we are not: only hellos go, until that is settled.
+            drop(first.take());
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = news => {}
+                () = tokio::time::sleep(PUBLISH_POLL) => {}
+            }
+            continue;
+        }
+        if duty == Duty::All {
             if neighbour.role == Role::Child {
                 joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
                 rows::prepare_load(&engine, &neighbour).await?;
             }
+            restore::list_rows(&engine, &neighbour).await?;
             rows::send_due(&engine, &neighbour).await?;
         }
         while relay::publish(&engine, &neighbour).await? > 0 {
@@ -159,6 +173,7 @@ async fn acks(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationToken
         let list = batch(&mut *consumer, &mut first).await?;
         let Some(last) = list.last() else {
             engine.activity.succeeded(&who);
+            engine.quiet(neighbour.id);
             continue;
         };
         let bodies: Vec<_> = list.iter().map(|delivery| delivery.body.clone()).collect();
@@ -203,12 +218,12 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
 async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Result<bool> {
     let _busy = engine.activity.busy();
     let mut batch = Batch::default();
-    let mut known: Option<Context> = None;
+    let mut known: Option<(Context, Peer)> = None;
     for delivery in list {
         // Read again only when something may have changed it.
-        let context = match known.take() {
-            Some(context) => context,
-            None => read_context(engine).await?,
+        let (context, peer) = match known.take() {
+            Some(known) => known,
+            None => read_context(engine, neighbour).await?,
         };
         let Some((now, _)) = context.neighbour(neighbour.id) else { return Ok(false) };
         let opened = match deliver::open(&context, now, &delivery.body) {
@@ -217,17 +232,24 @@ async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Re
                 // Whose it is is not known: its number counts for nothing.
                 batch.flush(engine, now).await?;
                 hold(engine, now, &delivery.body, None, &error).await?;
-                known = Some(context);
+                known = Some((context, peer));
                 continue;
             }
         };
+        if !matches!(opened.header.kind, MessageKind::Hello | MessageKind::Welcome)
+            && peer.standing(opened.header.epoch) != Standing::Good
+        {
+            // Not lost: it stays unacknowledged, and is sealed anew or sent again.
+            pass(engine, neighbour, &opened.header).await?;
+            continue;
+        }
         if !batch.has_room(&opened) {
             batch.flush(engine, now).await?;
         }
         match opened.body().and_then(|body| read(&opened, &body)) {
             Ok(Content::Records(records)) => {
                 batch.push(Message { opened, records });
-                known = Some(context);
+                known = Some((context, peer));
             }
             Ok(Content::Control(control)) => {
                 batch.flush(engine, now).await?;
@@ -241,7 +263,7 @@ async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Re
             Err(error) => {
                 batch.flush(engine, now).await?;
                 hold(engine, now, &delivery.body, Some(&opened.header), &error).await?;
-                known = Some(context);
+                known = Some((context, peer));
             }
         }
     }
@@ -249,11 +271,23 @@ async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Re
     Ok(batch.missing)
 }
 
-async fn read_context(engine: &Engine) -> Result<Context> {
+async fn read_context(engine: &Engine, neighbour: &Neighbour) -> Result<(Context, Peer)> {
     let mut session = engine.store.read().await?;
     let context = engine.context(&mut session).await?;
+    let peer = links::peer(&mut session, neighbour.id).await?;
     session.rollback().await?;
-    Ok(context)
+    Ok((context, peer))
+}
+
+/// Passes over a message of a neighbour that is not who it was.
+async fn pass(engine: &Engine, neighbour: &Neighbour, header: &Header) -> Result<()> {
+    tracing::debug!(
+        link.peer = %neighbour.nickname, number = header.number,
+        "a message is not taken in: its sender has fallen back, or there are two of it"
+    );
+    let mut session = engine.store.begin().await?;
+    links::passed(&mut session, neighbour.id, (header.epoch, header.number)).await?;
+    session.commit().await
 }
 
 /// Messages that are applied together.

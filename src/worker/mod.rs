@@ -13,6 +13,7 @@ mod hello;
 mod joins;
 mod links;
 mod reply;
+mod restore;
 mod rows;
 pub(crate) mod tasks;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use super::engine::Engine;
-use super::{deliver, rows};
+use super::{deliver, restore, rows};
 use crate::error::{Error, Result};
 use crate::id::RecordId;
 use crate::link::{Inbound, Range, Word};
@@ -88,6 +88,20 @@ pub(super) async fn ask(engine: &Engine, neighbour: &Neighbour) -> Result<bool> 
         say(engine, neighbour, &inbound, due).await?;
     }
     Ok(inbound.has_gaps())
+}
+
+/// Records that are said again to a neighbour that has fallen back, the newest.
+const KNOWN_MAX: i64 = 40_000;
+
+/// Tells a neighbour what it sent and we have, as far back as it may matter.
+pub(super) async fn acknowledge_known(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let known = imports::newest(&mut session, neighbour.id, KNOWN_MAX).await?;
+    session.rollback().await?;
+    let state = State::AlreadyCommitted;
+    let outcomes: Vec<Outcome> =
+        known.into_iter().map(|uuid| Outcome { uuid, state, message: None }).collect();
+    acknowledge(engine, neighbour, &outcomes, (0, 0)).await
 }
 
 /// Asks for whole rows.
@@ -212,6 +226,10 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
         settle::reasons(&mut session, neighbour, &reasons).await?;
         let word = Word { epoch: acks.in_epoch, number: acks.in_number, gaps: acks.gaps };
         let reaction = links::hear(&mut session, neighbour, &word, now).await?;
+        if reaction.beyond {
+            let why = "it has messages that were never sent";
+            restore::note(engine, &mut session, neighbour, why).await?;
+        }
         skipped.extend(reaction.skipped);
         room |= reaction.advanced;
         room |= rows::wanted(&mut session, &context, neighbour, &acks.rows).await? > 0;

@@ -46,19 +46,19 @@ pub(super) async fn prepare_load(engine: &Engine, child: &Neighbour) -> Result<(
     session.commit().await
 }
 
-/// Sends states of rows that are due, as long as there is room. Says whether some are left.
-pub(super) async fn send_due(engine: &Engine, neighbour: &Neighbour) -> Result<bool> {
+/// Sends states of rows that are due, as long as there is room.
+pub(super) async fn send_due(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
     loop {
         let mut session = engine.store.read().await?;
         let context = engine.context(&mut session).await?;
         let Some(class) = due::class(&mut session, &context.catalog, neighbour.id).await? else {
             session.rollback().await?;
-            return Ok(false);
+            return Ok(());
         };
         let _busy = engine.activity.busy();
         if due::under_way(&mut session, neighbour.id).await? >= UNDER_WAY_MAX {
             session.rollback().await?;
-            return Ok(true);
+            return Ok(());
         }
         let keys = due::keys(&mut session, neighbour.id, class, ROWS_MAX).await?;
         let sends = context.neighbour(neighbour.id).map(|(_, rules)| rules);

@@ -4,6 +4,7 @@
 
 mod broker;
 mod lost;
+mod restore;
 mod rows;
 
 use std::time::Duration;

@@ -12,6 +12,9 @@ ALTER TABLE sync_server ADD COLUMN rows_of text;
 -- This server found out that its database is older than what it has said; a new incarnation follows.
 ALTER TABLE sync_self ADD COLUMN fallen_at timestamptz;
 
+-- `number`: up to which number of the origin nothing is missing here; `highest`: the highest that came.
+ALTER TABLE sync_origin ADD COLUMN highest bigint NOT NULL DEFAULT 0;
+
 -- The numbers of the messages that a load went in; it is done with when the child has them all.
 ALTER TABLE sync_invite ADD COLUMN load_from bigint;
 ALTER TABLE sync_invite ADD COLUMN load_to bigint;
