@@ -72,7 +72,7 @@ pub(super) async fn take(
         reply::position(engine, neighbour, &taken.inbound).await?;
     }
     if !taken.rows.is_empty() {
-        deliver::retry_held(engine, taken.rows).await?;
+        deliver::retry_held(engine).await?;
     }
     Ok(taken.inbound.has_gaps())
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde_bytes::ByteBuf;
 use tokio::time::Instant;
 
 use super::engine::{Context, Engine, Errand};
@@ -13,7 +14,7 @@ use crate::link::{Heard, Range, Seen, Verdict};
 use crate::publisher::relay::millis;
 use crate::record::header::{FORMAT, Header, MessageKind};
 use crate::record::messages::{Hello, KnownOrigin, Welcome};
-use crate::store::books::{Identity, Neighbour, joining};
+use crate::store::books::{Identity, Neighbour, Role, joining, merging};
 use crate::store::session::{Datum, Session};
 use crate::store::{links, recover, settle, time};
 use crate::transport::Lane;
@@ -40,6 +41,31 @@ pub(super) fn origins(context: &Context) -> Vec<KnownOrigin> {
     });
     list.sort_by_key(|origin| origin.actor);
     list
+}
+
+/// How classes merge in the tree, as those below are told: the root's own word, or what our parent
+/// told us; nothing while it has not.
+pub(super) async fn merge(session: &mut Session, context: &Context) -> Result<ByteBuf> {
+    let root = !context.neighbours.iter().any(|(neighbour, _)| neighbour.role == Role::Parent);
+    let bytes = match merging::stored(session).await? {
+        _ if root => context.merge.config().clone().checked()?.to_bytes()?,
+        told => told.unwrap_or_default(),
+    };
+    Ok(ByteBuf::from(bytes))
+}
+
+/// Takes in how the parent says that classes merge. A word that cannot be read is no reason not to
+/// hear the rest.
+async fn told(session: &mut Session, neighbour: &Neighbour, merge: &[u8]) -> Result<()> {
+    match merging::told(session, merge).await {
+        Ok(true) => tracing::info!(link.peer = %neighbour.nickname, "the tree merges anew"),
+        Ok(false) => {}
+        Err(error) if error.holds_record() => {
+            tracing::error!(link.peer = %neighbour.nickname, error = %error.chain(), "how the tree merges cannot be read");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
 }
 
 /// How soon after one hello another is said, whoever asks for it.
@@ -145,6 +171,10 @@ async fn say(engine: &Engine, neighbour: &Neighbour, skipped: Vec<Range>) -> Res
     let inbound = links::inbound(&mut session, neighbour.id).await?;
     let applied = recover::applied(&mut session, &context.identity).await?;
     let wanted = recover::to_ask(&mut session, neighbour.id).await?;
+    let merge = match neighbour.role {
+        Role::Child => merge(&mut session, &context).await?,
+        Role::Parent => ByteBuf::new(),
+    };
     session.rollback().await?;
     let Some((now_known, _)) = context.neighbour(neighbour.id) else { return Ok(()) };
     let hello = Hello {
@@ -155,6 +185,7 @@ async fn say(engine: &Engine, neighbour: &Neighbour, skipped: Vec<Range>) -> Res
         skipped,
         applied,
         wanted,
+        merge,
         ..hello(engine, &context, now_known)
     };
     let body = hello.encode()?;
@@ -205,6 +236,9 @@ pub(super) async fn heard(
         );
     }
     let new = learn(session, context, &hello.origins).await?;
+    if neighbour.role == Role::Parent {
+        told(session, neighbour, &hello.merge).await?;
+    }
     session
         .execute(
             "UPDATE @sync_server SET nickname = $2, incarnation = $3, session = $4, format = $5, \
@@ -333,6 +367,7 @@ pub(super) async fn welcomed(
     }
     learn(session, context, &welcome.origins).await?;
     recover::joined(session, parent.id).await?;
+    told(session, parent, &welcome.merge).await?;
     tracing::info!(link.peer = %parent.nickname, "joined");
     joining::accepted(session, parent.id, welcome.tree_id, time::now()).await
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use super::hello::Greeter;
 use super::tasks::{Duty, supervise};
 use super::{joins, reply, restore, rows};
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::link::{Peer, Standing};
 use crate::publisher::relay;
 use crate::record::header::{Header, MessageKind, Opened};
@@ -178,6 +180,7 @@ async fn acks(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationToken
         };
         let bodies: Vec<_> = list.iter().map(|delivery| delivery.body.clone()).collect();
         reply::settle(&engine, &neighbour, &bodies).await?;
+        crash_point!("settle.settled");
         consumer.acknowledge(last.tag).await?;
         engine.activity.succeeded(&who);
     }
@@ -207,6 +210,7 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
         };
         let tag = last.tag;
         missing = take(&engine, &neighbour, list).await?;
+        crash_point!("deliver.answered");
         consumer.acknowledge(tag).await?;
         engine.activity.succeeded(&who);
     }
@@ -269,6 +273,29 @@ async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Re
     }
     batch.flush(engine, neighbour).await?;
     Ok(batch.missing)
+}
+
+/// Takes one message that was held as though it had just come.
+///
+/// # Errors
+/// [`Decode`](crate::Kind::Decode) when it still cannot be read; it is not held once more.
+pub(super) async fn take_one(engine: &Engine, neighbour: &Neighbour, body: &Bytes) -> Result<()> {
+    let (context, peer) = read_context(engine, neighbour).await?;
+    let opened = deliver::open(&context, neighbour, body)?;
+    if peer.standing(opened.header.epoch) != Standing::Good {
+        return Ok(());
+    }
+    match read(&opened, &opened.body()?)? {
+        Content::Records(records) => {
+            deliver::deliver(engine, neighbour, &[Message { opened, records }]).await?;
+        }
+        // What it said of that moment has been said again since.
+        Content::Control(Control::Hello(_)) => {}
+        Content::Control(control) => {
+            control::take(engine, neighbour, &opened.header, &control).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn read_context(engine: &Engine, neighbour: &Neighbour) -> Result<(Context, Peer)> {
@@ -371,8 +398,8 @@ async fn hold(
         "a message that cannot be read is held"
     );
     let mut session = engine.store.begin().await?;
-    let now = time::now();
-    held::write_undecodable(&mut session, neighbour.id, body, &error.chain(), now).await?;
+    let (reason, now, patience) = (error.chain(), time::now(), engine.patience());
+    held::messages::write(&mut session, neighbour.id, false, body, &reason, patience, now).await?;
     if let Some(header) = header {
         deliver::count(&mut session, neighbour, std::iter::once(header), now).await?;
     }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::engine::Engine;
+use super::engine::{Context, Engine};
 use super::{deliver, restore, rows};
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::id::RecordId;
 use crate::link::{Inbound, Range, Word};
 use crate::publisher::relay;
@@ -14,8 +15,8 @@ use crate::record::header::{self, Header, MessageKind};
 use crate::record::messages::{AckGroup, AckReason, AckState, Acks};
 use crate::state::State;
 use crate::store::apply::Outcome;
-use crate::store::books::Neighbour;
-use crate::store::{held, imports, links, settle, time};
+use crate::store::books::{self, Neighbour};
+use crate::store::{Session, held, imports, links, settle, time};
 use crate::transport::{Lane, Outcome as Published};
 
 /// Records in one acknowledgement at the most.
@@ -32,6 +33,7 @@ pub(super) async fn acknowledge(
     for some in outcomes.chunks(RECORDS_MAX) {
         let body = acks(some, last).encode()?;
         send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
+        crash_point!("answer.published");
         let committed: Vec<RecordId> = some
             .iter()
             .filter(|outcome| outcome.state == State::Committed)
@@ -113,6 +115,42 @@ pub(super) async fn ask_rows(
     let body = Acks { rows, ..Acks::default() }.encode()?;
     send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
     Ok(())
+}
+
+/// Tells neighbours what became of records that were held, where they were not told yet. A broker
+/// that is away is told later.
+pub(super) async fn answer_left(engine: &Engine) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let servers = held::answers::servers(&mut session).await?;
+    if servers.is_empty() {
+        return session.rollback().await;
+    }
+    let neighbours = books::neighbours(&mut session).await?;
+    session.rollback().await?;
+    let mut trouble = None;
+    for neighbour in neighbours.iter().filter(|neighbour| servers.contains(&neighbour.id)) {
+        if let Err(error) = answer_one(engine, neighbour).await {
+            // The others are told all the same.
+            trouble = Some(error);
+        }
+    }
+    trouble.map_or(Ok(()), Err)
+}
+
+async fn answer_one(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
+    loop {
+        let mut session = engine.store.read().await?;
+        let limit = i64::try_from(RECORDS_MAX).unwrap_or(i64::MAX);
+        let left = held::answers::left(&mut session, neighbour.id, limit).await?;
+        session.rollback().await?;
+        if left.is_empty() || neighbour.disabled {
+            return Ok(());
+        }
+        acknowledge(engine, neighbour, &left, (0, 0)).await?;
+        let mut session = engine.store.begin().await?;
+        held::answers::told(&mut session, neighbour.id, &left).await?;
+        session.commit().await?;
+    }
 }
 
 /// Acknowledges what was committed and never confirmed: after a crash, or an outage.
@@ -206,35 +244,26 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
             Ok(acks) => acks,
             Err(error) => {
                 tracing::error!(link.peer = %neighbour.nickname, error = %error.chain(), "an acknowledgement is held");
-                held::write_undecodable(&mut session, neighbour.id, body, &error.chain(), now)
-                    .await?;
+                held::messages::write(
+                    &mut session,
+                    neighbour.id,
+                    true,
+                    body,
+                    &error.chain(),
+                    engine.patience(),
+                    now,
+                )
+                .await?;
                 continue;
             }
         };
-        for group in acks.groups {
-            let state = match group.state {
-                AckState::Committed => State::Committed,
-                AckState::AlreadyCommitted => State::AlreadyCommitted,
-                AckState::Failed => State::Failed,
-                AckState::FailedAndStopped => State::FailedAndStopped,
-                AckState::Rejected => State::Rejected,
-            };
-            moved += settle::acknowledged(&mut session, neighbour, state, group.records).await?;
-        }
-        let reasons: Vec<(RecordId, String)> =
-            acks.reasons.into_iter().map(|reason| (reason.record, reason.message)).collect();
-        settle::reasons(&mut session, neighbour, &reasons).await?;
-        let word = Word { epoch: acks.in_epoch, number: acks.in_number, gaps: acks.gaps };
-        let reaction = links::hear(&mut session, neighbour, &word, now).await?;
-        if reaction.beyond {
-            let why = "it has messages that were never sent";
-            restore::note(engine, &mut session, neighbour, why).await?;
-        }
-        skipped.extend(reaction.skipped);
-        room |= reaction.advanced;
-        room |= rows::wanted(&mut session, &context, neighbour, &acks.rows).await? > 0;
+        let taken = take(engine, &mut session, &context, neighbour, acks).await?;
+        moved += taken.moved;
+        skipped.extend(taken.skipped);
+        room |= taken.room;
     }
     settle::contact(&mut session, neighbour, now).await?;
+    crash_point!("settle.begun");
     session.commit().await?;
     engine.activity.moved(usize::try_from(moved).unwrap_or(usize::MAX));
     if !skipped.is_empty() {
@@ -246,4 +275,61 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
         engine.outbox.notify_waiters();
     }
     Ok(())
+}
+
+/// Takes in one acknowledgement that was held.
+///
+/// # Errors
+/// [`Decode`](crate::Kind::Decode) when it still cannot be read; it is not held once more.
+pub(super) async fn settle_one(engine: &Engine, neighbour: &Neighbour, body: &Bytes) -> Result<()> {
+    let mut session = engine.store.begin().await?;
+    let context = engine.context(&mut session).await?;
+    let acks = deliver::open(&context, neighbour, body)?;
+    let acks = Acks::decode(&acks.body()?)?;
+    let taken = take(engine, &mut session, &context, neighbour, acks).await?;
+    session.commit().await?;
+    engine.ask_hello(neighbour.id, taken.skipped);
+    Ok(())
+}
+
+/// What an acknowledgement came to.
+struct Taken {
+    /// Records that moved.
+    moved: u64,
+    /// Numbers that will not come any more.
+    skipped: Vec<Range>,
+    /// Whether there may be something to send now.
+    room: bool,
+}
+
+/// Books what an acknowledgement says.
+async fn take(
+    engine: &Engine,
+    session: &mut Session,
+    context: &Context,
+    neighbour: &Neighbour,
+    acks: Acks,
+) -> Result<Taken> {
+    let mut moved = 0;
+    for group in acks.groups {
+        let state = match group.state {
+            AckState::Committed => State::Committed,
+            AckState::AlreadyCommitted => State::AlreadyCommitted,
+            AckState::Failed => State::Failed,
+            AckState::FailedAndStopped => State::FailedAndStopped,
+            AckState::Rejected => State::Rejected,
+        };
+        moved += settle::acknowledged(session, neighbour, state, group.records).await?;
+    }
+    let reasons: Vec<(RecordId, String)> =
+        acks.reasons.into_iter().map(|reason| (reason.record, reason.message)).collect();
+    settle::reasons(session, neighbour, &reasons).await?;
+    let word = Word { epoch: acks.in_epoch, number: acks.in_number, gaps: acks.gaps };
+    let reaction = links::hear(session, neighbour, &word, time::now()).await?;
+    if reaction.beyond {
+        let why = "it has messages that were never sent";
+        restore::note(engine, session, neighbour, why).await?;
+    }
+    let rows = rows::wanted(session, context, neighbour, &acks.rows).await?;
+    Ok(Taken { moved, skipped: reaction.skipped, room: reaction.advanced || rows > 0 })
 }

@@ -87,7 +87,7 @@ pub(super) async fn renew_if_due(engine: &Engine) -> Result<()> {
     }
     let mut context = engine.context(&mut session).await?;
     relay::seal_all_in(engine, &mut session, &mut context).await?;
-    let Context { identity, neighbours, actors, catalog } = &mut context;
+    let Context { identity, neighbours, actors, catalog, .. } = &mut context;
     let renewed = restore::renew(&mut session, actors, catalog, neighbours, identity).await?;
     session.commit().await?;
     engine.stand();

@@ -19,7 +19,7 @@ use crate::store::apply::Incoming;
 use crate::store::books::{Neighbour, invites};
 use crate::store::session::Session;
 use crate::store::states::States;
-use crate::store::{due, time};
+use crate::store::{due, held, time};
 use crate::transport::Lane;
 
 /// Rows read at a time.
@@ -151,6 +151,7 @@ pub(super) async fn take(
     relay::seal_all_in(engine, session, context).await?;
     let before = stamps(session, context, rows).await?;
     let applied = deliver::apply_states(engine, session, context, neighbour, now, &list).await?;
+    held::stir(session, &context.catalog, &applied.rows).await?;
     let after = stamps(session, context, rows).await?;
     // What was new to us may be new to those behind us.
     let changed: Vec<(&str, &str)> = after
