@@ -86,7 +86,7 @@ pub struct Config {
     /// How long the broker may take to confirm a message. Default 10s.
     #[serde(with = "humantime_serde")]
     pub confirm_within: Duration,
-    /// The longest pause between two attempts to reach a broker. Default 30s.
+    /// The longest pause between two attempts to reach a broker. Default 8s.
     #[serde(with = "humantime_serde")]
     pub reconnect_max: Duration,
     /// RabbitMQ: seconds between heartbeats. Default 10.
@@ -223,7 +223,7 @@ impl Default for Config {
             queue_type: QueueType::Quorum,
             queue_bytes_max: 1 << 30,
             confirm_within: seconds(10),
-            reconnect_max: seconds(30),
+            reconnect_max: seconds(8),
             heartbeat_seconds: 10,
             spool_poll_every: Duration::from_millis(50),
             tls_ca_file: None,

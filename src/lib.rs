@@ -8,6 +8,7 @@ pub mod error;
 pub mod failpoint;
 pub mod id;
 pub mod interceptor;
+pub mod link;
 pub mod merge;
 pub mod publisher;
 pub mod record;

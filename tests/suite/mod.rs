@@ -6,6 +6,7 @@ mod capture_sqlite;
 mod cli;
 mod faults;
 mod interceptor;
+mod link;
 mod openmrs;
 mod transport;
 mod tree;

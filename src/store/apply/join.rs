@@ -4,7 +4,7 @@
 //! row as it should be is the table's with the shadow laid over it. Showing the state in the table
 //! takes the shadow out; a row that cannot be shown yet keeps it (`docs/ARCHITECTURE.md`, "The merge").
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::hold::Refusal;
@@ -13,17 +13,21 @@ use super::{Applier, Pending};
 use crate::catalog::Tracked;
 use crate::error::Result;
 use crate::merge::{ClassMerge, Fate, Policy, RowState};
-use crate::record::{Item, RowId};
+use crate::record::{Item, Op, RowId, Value};
 use crate::store::actors::Actors;
 use crate::store::rows;
 use crate::store::session::Session;
 use crate::store::states::{Place, States};
+
+/// Whole images that came with whole states, won or not: a row that is not here is made from them.
+pub(super) type Images = HashMap<RowId, BTreeMap<Arc<str>, Value>>;
 
 /// The rows of a batch, each once, and the conflicts that joining found.
 #[derive(Default)]
 pub(super) struct Joined {
     pub(super) rows: Vec<(Arc<Tracked>, RowId)>,
     pub(super) conflicts: Vec<Conflict>,
+    pub(super) images: Images,
     known: HashSet<RowId>,
 }
 
@@ -120,6 +124,10 @@ impl Applier<'_> {
             };
             if joined.known.insert(item.row.clone()) {
                 joined.rows.push((Arc::clone(tracked), item.row.clone()));
+            }
+            if item.op == Op::State && !item.values.is_empty() {
+                let image = item.values.iter().cloned().collect();
+                joined.images.insert(item.row.clone(), image);
             }
             for conflict in outcome.conflicts {
                 let column = conflict.column.as_ref();

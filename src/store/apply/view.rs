@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::hold::Refusal;
-use super::join::place;
+use super::join::{Images, place};
 use super::leave::{Leaving, leaving};
 use super::unique;
 use super::write::{RowWrite, Writer, targets};
@@ -50,6 +50,7 @@ impl View<'_> {
         actors: &Actors,
         states: &mut States,
         rows: Vec<(Arc<Tracked>, RowId)>,
+        images: Images,
         carefully: bool,
     ) -> Result<Shown, Refusal> {
         let mut found = Found::default();
@@ -57,7 +58,7 @@ impl View<'_> {
         let mut writer = Writer::new(session, self.catalog, &mut found, carefully);
         writer.locate(rows.iter().map(|(_, row)| row), true).await?;
         writer.begin().await?;
-        let Plan { mut inserts, updates, deletes } = self.plan(&writer, states, &rows)?;
+        let Plan { mut inserts, updates, deletes } = self.plan(&writer, states, &rows, images)?;
         let mut shown = Shown::default();
         shown.touched.extend(inserts.iter().chain(&updates).map(|write| write.row.clone()));
         let loosened = !deletes.is_empty() || updates.iter().any(RowWrite::refers);
@@ -111,11 +112,17 @@ impl View<'_> {
         writer: &Writer<'_>,
         states: &mut States,
         rows: &[(Arc<Tracked>, RowId)],
+        mut images: Images,
     ) -> Result<Plan, Refusal> {
         let mut plan = Plan::default();
         let mut absent = Vec::new();
         for (tracked, row) in rows {
             let at = place(tracked, row);
+            if let Some(mut image) = images.remove(row).filter(|_| !writer.found.has(row)) {
+                let state = states.change(at.clone());
+                image.extend(state.shadow.take().unwrap_or_default());
+                state.shadow = Some(image);
+            }
             let policy = self.merge.class(&row.class).policy;
             let alive = states.peek(&at).is_none_or(|state| state.alive_under(policy));
             match (alive, writer.found.has(row)) {
