@@ -333,8 +333,10 @@ async fn tried(
     let next = patience.next(row.int(0)?, now);
     session
         .execute(
-            "UPDATE @sync_held SET next_attempt = $2 WHERE id = $1",
-            vec![id.into(), time(next)],
+            // One that is given up is worth another alarm.
+            "UPDATE @sync_held SET next_attempt = $2, \
+             alarmed_at = CASE WHEN $3 THEN NULL ELSE alarmed_at END WHERE id = $1",
+            vec![id.into(), time(next), next.is_none().into()],
         )
         .await?;
     Ok(next.is_none())

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
 use super::{deliver, links, unreadable};
+use crate::alarm::{self, Alarm, Condition};
 use crate::error::{Error, Kind, Result};
 use crate::publisher::relay;
 use crate::store::books::{self, LinkState, Neighbour, Role, cleanup};
@@ -45,6 +46,7 @@ pub(crate) async fn run(engine: Arc<Engine>, duty: Duty, stop: CancellationToken
     tasks.spawn(seal(Arc::clone(&engine), stop.clone()));
     if duty == Duty::All {
         tasks.spawn(chores(Arc::clone(&engine), stop.clone()));
+        tasks.spawn(alarm::run(Arc::clone(&engine), stop.clone()));
     }
     tasks.spawn(neighbours(Arc::clone(&engine), duty, stop.clone()));
     while let Some(ended) = tasks.join_next().await {
@@ -87,6 +89,7 @@ pub(super) async fn trouble(
         tracing::debug!(task = who, error = %error.chain(), "a lock is in the way");
     } else {
         engine.activity.failed(who, error);
+        alarm::notice(engine, who, error);
         tracing::warn!(task = who, error = %error.chain(), "failed, and is tried again");
     }
     tokio::select! {
@@ -178,21 +181,19 @@ async fn mend_capture(engine: &Engine) -> Result<()> {
     if broken.is_empty() {
         return Ok(());
     }
-    tracing::error!(
-        classes = broken.join(", "),
-        "capture was gone or out of date: it is brought up to date now, and what was written \
-         meanwhile may be missing elsewhere"
+    let classes = broken.join(", ");
+    let text = format!(
+        "capture of `{classes}` was gone or out of date: it is brought up to date now, and what \
+         was written meanwhile may be missing elsewhere"
     );
+    engine.alarms.event(Alarm::new(Condition::Capture, classes, text));
     let mut session = engine.store.begin().await?;
     let report = track::track(&mut session, engine.config.track_request()).await?;
     books::audit::note(&mut session, "branchline", "capture mended", &broken.join(", ")).await?;
     session.commit().await?;
     for refusal in report.refusals {
-        tracing::error!(
-            class = refusal.class,
-            reason = refusal.text,
-            "cannot be captured any more"
-        );
+        let text = format!("`{}` cannot be captured any more: {}", refusal.class, refusal.text);
+        engine.alarms.raise(Alarm::new(Condition::Capture, refusal.class, text));
     }
     Ok(())
 }

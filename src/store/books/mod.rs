@@ -5,6 +5,7 @@
 //! action and its line in `sync_audit` are one. [`write`] is that transaction, repeated when
 //! another process holds a lock.
 
+pub mod alarms;
 pub mod audit;
 pub mod check;
 pub mod cleanup;

@@ -45,6 +45,32 @@ pub(super) fn mark(server: &TestServer) {
     }
 }
 
+/// Has a server of the chain refuse the new accounts of others; what refers to them waits.
+pub(super) fn refuse_accounts(server: &TestServer, n: usize) {
+    let others = format!("NEW.uuid LIKE 'x%' AND NEW.uuid NOT LIKE '%-{n}'");
+    server.sql(&if server.is_sqlite() {
+        format!(
+            "CREATE TRIGGER refuses BEFORE INSERT ON account WHEN {others} \
+             BEGIN SELECT RAISE(ABORT, 'no such account is wanted'); END"
+        )
+    } else {
+        format!(
+            "CREATE FUNCTION refuses() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF {others} THEN RAISE EXCEPTION 'no such account is wanted'; END IF; \
+             RETURN NEW; END $$; CREATE TRIGGER refuses BEFORE INSERT ON account FOR EACH ROW \
+             EXECUTE FUNCTION refuses()"
+        )
+    });
+}
+
+pub(super) fn refuse_accounts_no_more(server: &TestServer) {
+    server.sql(if server.is_sqlite() {
+        "DROP TRIGGER refuses"
+    } else {
+        "DROP TRIGGER refuses ON account; DROP FUNCTION refuses()"
+    });
+}
+
 fn states(server: &TestServer) -> Vec<String> {
     server.texts("SELECT state FROM @sync_record ORDER BY id")
 }
