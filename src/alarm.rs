@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::told::Told;
 use crate::error::{Error, Kind, Result};
 use crate::store::books::alarms::{self, Quiet};
+use crate::store::held::HoldKind;
 use crate::store::{books, time};
 use crate::worker::engine::Engine;
 
@@ -268,8 +269,9 @@ async fn quiet(engine: &Engine) -> Result<(Vec<Quiet>, usize)> {
 }
 
 fn held(quiet: &Quiet) -> Alarm {
-    let condition = match (quiet.original_uuid, quiet.stopped) {
-        (None, _) => Condition::Unreadable,
+    let unreadable = quiet.kind == HoldKind::Undecodable.as_str();
+    let condition = match (unreadable, quiet.stopped) {
+        (true, _) => Condition::Unreadable,
         (_, true) => Condition::Stopped,
         _ => Condition::Held,
     };

@@ -9,8 +9,8 @@ use super::output::{ago, count, text, time};
 use super::{Context, End};
 use crate::error::{Error, Result};
 use crate::record::{Item, Op, Value};
-use crate::store::books::held::{self, Content, Held, Shown};
-use crate::store::{books, time as clock};
+use crate::store::books::held::{Content, Held, Shown};
+use crate::store::time as clock;
 use crate::worker::{Tried, Worker};
 
 pub(crate) async fn held(context: &Context, command: Option<Words>) -> Result<End> {
@@ -24,11 +24,7 @@ pub(crate) async fn held(context: &Context, command: Option<Words>) -> Result<En
 
 /// Whether something is held is also the exit status, as of `check`.
 async fn list(context: &Context, limit: u32) -> Result<End> {
-    let store = context.store().await?;
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let list = held::list(&mut session, limit).await?;
-    session.rollback().await?;
+    let list = context.server().await?.held(limit).await?;
     let now = clock::now();
     let rows = list.iter().map(|held| row(held, now)).collect();
     context.out.table(
@@ -76,11 +72,7 @@ fn object(held: &Held) -> Json {
 }
 
 async fn show(context: &Context, id: i64, values: bool) -> Result<End> {
-    let store = context.store().await?;
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let shown = held::show(&mut session, id).await?;
-    session.rollback().await?;
+    let shown = context.server().await?.held_record(id).await?;
     context.out.object(&whole(&shown, values));
     people(context, &shown, values);
     Ok(End::Done)
@@ -202,17 +194,12 @@ fn reason(tried: &Tried) -> String {
 }
 
 async fn drop(context: &Context, id: i64, yes: bool) -> Result<End> {
-    let store = context.store().await?;
+    let server = context.server().await?;
     if !yes {
-        let mut session = store.read().await?;
-        books::identity(&mut session).await?;
-        let shown = held::show(&mut session, id).await?;
-        session.rollback().await?;
-        confirm(&shown.held)?;
+        confirm(&server.held_record(id).await?.held)?;
     }
     let worker = Worker::open(context.config.clone()).await?;
-    let dropped =
-        books::write(&store, async |session| held::drop(session, id, &context.actor).await).await?;
+    let dropped = server.drop_held(id).await?;
     let untold = worker.tell().await.err();
     let from = dropped.server.as_deref().unwrap_or("a server that is gone");
     context.out.both(

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::failpoint::crash_point;
 use crate::id::RecordId;
@@ -54,6 +55,16 @@ async fn has_changes(engine: &Engine) -> Result<bool> {
     Ok(some)
 }
 
+/// The bounds of sealing as they are configured.
+#[must_use]
+pub fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        changes_max: config.seal_changes_max,
+        sqlite_gap_ms: millis(config.sqlite_gap),
+        ..Bounds::default()
+    }
+}
+
 /// Seals one window of changes in a transaction that holds the seal lock.
 pub async fn seal_in(
     engine: &Engine,
@@ -62,11 +73,7 @@ pub async fn seal_in(
 ) -> Result<seal::Sealed> {
     let span = tracing::debug_span!("seal", server.id = %context.identity.server);
     let mut shapes = engine.shapes();
-    let bounds = Bounds {
-        changes_max: engine.config.seal_changes_max,
-        sqlite_gap_ms: millis(engine.config.sqlite_gap),
-        ..Bounds::default()
-    };
+    let bounds = bounds(&engine.config);
     let mut sealer = Sealer {
         catalog: &context.catalog,
         identity: context.identity.clone(),

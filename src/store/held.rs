@@ -35,6 +35,8 @@ pub enum HoldKind {
     Gap,
     /// It does not decode, or is not who it says.
     Undecodable,
+    /// A row of this server that has no key and so no name elsewhere; `server_id` is 0.
+    Keyless,
 }
 
 impl HoldKind {
@@ -49,6 +51,7 @@ impl HoldKind {
             Self::Missing => "MISSING_ROW",
             Self::Gap => "GAP",
             Self::Undecodable => "UNDECODABLE",
+            Self::Keyless => "NO_KEY",
         }
     }
 }
@@ -62,6 +65,13 @@ impl fmt::Display for HoldKind {
 /// Parts of a record as they are kept.
 #[derive(Serialize, Deserialize)]
 struct Kept(Vec<ByteBuf>);
+
+/// The parts of a record as `sync_held.payload` has them.
+pub(super) fn pack<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>> {
+    let kept = Kept(parts.map(|part| ByteBuf::from(part.to_vec())).collect());
+    rmp_serde::to_vec(&kept)
+        .map_err(|error| Error::failed("a held record cannot be stored").with_source(error))
+}
 
 /// The longest wait before a held record is tried again.
 const WAIT_MAX_MS: i64 = 3_600_000;
@@ -114,9 +124,7 @@ pub(super) async fn write(
     now: i64,
 ) -> Result<()> {
     let known = schema(session).await?;
-    let kept = Kept(record.parts.iter().map(|(bytes, _)| ByteBuf::from(bytes.to_vec())).collect());
-    let payload = rmp_serde::to_vec(&kept)
-        .map_err(|error| Error::failed("a held record cannot be stored").with_source(error))?;
+    let payload = pack(record.parts.iter().map(|(bytes, _)| bytes.as_ref()))?;
     let classes = record.classes();
     let row = session
         .query_one(
@@ -224,7 +232,8 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         return Ok(Vec::new());
     }
     let sql = format!(
-        "SELECT id, uuid, server_id, payload FROM @sync_held WHERE {} ORDER BY id",
+        "SELECT id, uuid, server_id, payload FROM @sync_held \
+         WHERE {} AND original_uuid IS NOT NULL ORDER BY id",
         session.dialect().any("id", 1)
     );
     let mut list = Vec::new();
@@ -279,9 +288,10 @@ const AT_ONCE: &str = "retry_count = CASE WHEN next_attempt IS NULL THEN 0 ELSE 
 /// Makes held lines due at once: these, or all.
 pub async fn at_once(session: &mut Session, ids: Option<&[i64]>, now: i64) -> Result<u64> {
     let mut binds = vec![Datum::time(now)];
-    let mut sql = format!("UPDATE @sync_held SET {AT_ONCE}");
+    // A row without a key waits for nothing but its key.
+    let mut sql = format!("UPDATE @sync_held SET {AT_ONCE} WHERE kind <> 'NO_KEY'");
     if let Some(ids) = ids {
-        sql.push_str(&format!(" WHERE {}", session.dialect().any("id", 2)));
+        sql.push_str(&format!(" AND {}", session.dialect().any("id", 2)));
         binds.push(Datum::Ints(ids.to_vec()));
     }
     session.execute(&sql, binds).await

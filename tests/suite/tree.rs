@@ -2,6 +2,7 @@
 //! mixes of databases and brokers.
 
 mod again;
+mod capture;
 pub(crate) mod clinic;
 mod contention;
 mod errors;
