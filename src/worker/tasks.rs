@@ -128,7 +128,14 @@ async fn seal(engine: Arc<Engine>, stop: CancellationToken) {
 async fn chores(engine: Arc<Engine>, stop: CancellationToken) {
     let mut pause = Pause::new();
     let mut looked: Option<Instant> = None;
+    let mut seen = i64::MAX; // what a process before us saw is not known
     loop {
+        let now = time::now();
+        if now < seen && mend_times(&engine, now).await.is_err() {
+            seen = i64::MAX;
+        } else {
+            seen = now;
+        }
         let look = looked.is_none_or(|at| at.elapsed() >= CATALOG_EVERY);
         if look {
             looked = Some(Instant::now());
@@ -168,6 +175,17 @@ async fn round(engine: &Engine, look: bool) -> Result<()> {
         tracing::info!(?done, "cleaned up");
     }
     engine.activity.succeeded("chores");
+    Ok(())
+}
+
+/// Where the clock went back, and once for each process.
+async fn mend_times(engine: &Engine, now: i64) -> Result<()> {
+    let mut session = engine.store.begin().await?;
+    let count = books::clock::went_back(&mut session, now).await?;
+    session.commit().await?;
+    if count > 0 {
+        tracing::warn!(count, "the clock went back: what waited for a later time is due now");
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ pub mod alarms;
 pub mod audit;
 pub mod check;
 pub mod cleanup;
+pub mod clock;
 pub mod held;
 pub mod identity;
 pub mod invites;

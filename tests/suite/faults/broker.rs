@@ -1,8 +1,11 @@
 //! What an administrator does to the broker's queues.
 
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+    QueuePurgeOptions,
+};
 use lapin::types::FieldTable;
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 
 use crate::support::{block_on, services};
 
@@ -34,6 +37,20 @@ pub(super) fn waiting(queues: &[String]) -> Option<(String, u32)> {
         let _ = connection.close(200, "".into()).await;
         found
     })
+}
+
+/// Puts a message into a queue, past the exchange.
+pub(super) fn publish(queue: &str, body: &[u8]) {
+    block_on(async {
+        let (connection, channel) = connect().await;
+        channel.confirm_select(ConfirmSelectOptions::default()).await.unwrap();
+        let options = BasicPublishOptions::default();
+        let properties = BasicProperties::default();
+        let confirm =
+            channel.basic_publish("".into(), queue.into(), options, body, properties).await;
+        confirm.unwrap().await.unwrap();
+        let _ = connection.close(200, "".into()).await;
+    });
 }
 
 /// Throws away what waits in queues.

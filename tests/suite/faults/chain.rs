@@ -97,15 +97,44 @@ impl Chain {
         self.workers.insert(n, worker);
     }
 
+    /// The same behind the words of a shell.
+    pub(super) fn start_in(&mut self, n: usize, shell: &str) {
+        self.workers.remove(&n);
+        let worker = self.servers[n].spawn_worker_in(shell, &[]);
+        self.workers.insert(n, worker);
+    }
+
+    /// A message that nobody can read lies in a queue that a server reads, both of records and of
+    /// answers.
+    pub(super) fn garbage(&self, n: usize) {
+        let own = uuid(&self.servers[n]);
+        let queues = self.queue_names();
+        let queues: Vec<_> =
+            queues.iter().filter(|name| name.starts_with(&format!("branchline.{own}."))).collect();
+        for (number, queue) in queues.into_iter().enumerate() {
+            let garbage = [u8::try_from(number).unwrap() ^ b'B'; 77];
+            if self.broker == Broker::Amqp {
+                broker::publish(queue, &garbage);
+                continue;
+            }
+            let folder = self.spool.path().join(queue);
+            let time = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+            let kind = if queue.contains(".acks.") { "acks" } else { "records" };
+            let name = format!("{time:020}-0badc0de.{kind}.msg");
+            std::fs::write(folder.join(format!(".{name}")), garbage).unwrap();
+            std::fs::rename(folder.join(format!(".{name}")), folder.join(name)).unwrap();
+        }
+    }
+
     pub(super) fn start_all(&mut self) {
         for n in 0..self.servers.len() {
             self.start(n, &[]);
         }
     }
 
-    /// Commits one transaction at a server: a booking, the balance, and now and then more. `false`:
-    /// the database did not take it, for certain or not (then it is asked).
-    pub(super) fn book(&mut self, n: usize) -> bool {
+    /// Commits one transaction at a server: a booking, and now and then more. The booking's name;
+    /// `None` when the database did not take it.
+    pub(super) fn book(&mut self, n: usize) -> Option<String> {
         self.made += 1;
         let (name, account) = (format!("b{:06}-{n}", self.made), format!("a{}", self.made % 7));
         let server = &self.servers[n];
@@ -130,11 +159,10 @@ impl Chain {
             let old = format!("b{:06}-{n}x", self.made / 11 * 5);
             statements.push(format!("DELETE FROM booking WHERE uuid = '{old}'"));
         }
-        let done = transaction(server, &statements);
-        if done {
-            self.committed.insert(name);
-        }
-        done
+        transaction(server, &statements).then(|| {
+            self.committed.insert(name.clone());
+            name
+        })
     }
 
     /// What was committed so far.

@@ -6,3 +6,4 @@ mod broker;
 mod chain;
 mod crashes;
 mod held;
+mod kit;
