@@ -72,7 +72,7 @@ fn object(held: &Held) -> Json {
 }
 
 async fn show(context: &Context, id: i64, values: bool) -> Result<End> {
-    let shown = context.server().await?.held_record(id).await?;
+    let shown = context.server().await?.show_held(id).await?;
     context.out.object(&whole(&shown, values));
     people(context, &shown, values);
     Ok(End::Done)
@@ -196,7 +196,7 @@ fn reason(tried: &Tried) -> String {
 async fn drop(context: &Context, id: i64, yes: bool) -> Result<End> {
     let server = context.server().await?;
     if !yes {
-        confirm(&server.held_record(id).await?.held)?;
+        confirm(&server.show_held(id).await?.held)?;
     }
     let worker = Worker::open(context.config.clone()).await?;
     let dropped = server.drop_held(id).await?;

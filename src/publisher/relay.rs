@@ -78,6 +78,7 @@ pub async fn seal_in(
         catalog: &context.catalog,
         identity: context.identity.clone(),
         neighbours: &context.neighbours,
+        merge: &context.merge,
         bounds,
     };
     let sealed = sealer.seal(session, &mut context.actors, &mut shapes).await?;

@@ -1,12 +1,12 @@
-//! What is held here. Trying it again is a [`Worker`](crate::Worker)'s.
+//! What is held. Trying it again is a worker's: [`Worker::retry`](crate::Worker::retry).
 
 use super::{Server, transaction};
 use crate::error::Result;
+use crate::store::books::Attempts;
 use crate::store::books::held::{self, Held, Shown};
-use crate::store::books::{self, Attempts};
 
 impl Server {
-    /// What is held, the oldest first, `limit` lines at the most.
+    /// What is held, oldest first.
     ///
     /// # Errors
     /// [`Config`](crate::Kind::Config) when `init` has not been run.
@@ -17,26 +17,23 @@ impl Server {
         Ok(list)
     }
 
-    /// What is in a held record, and what it waits for.
+    /// One of them, with what is in it and what it waits for.
     ///
     /// # Errors
-    /// [`Config`](crate::Kind::Config) when nothing is held by that number.
-    pub async fn held_record(&self, id: i64) -> Result<Shown> {
+    /// [`Config`](crate::Kind::Config) where nothing is held by that number.
+    pub async fn show_held(&self, id: i64) -> Result<Shown> {
         let mut session = self.read().await?;
         let shown = held::show(&mut session, id).await?;
         session.rollback().await?;
         Ok(shown)
     }
 
-    /// Gives a held record up: it does not go in here. Its sender is told REJECTED by the next
-    /// [`Worker`](crate::Worker), or its [`tell`](crate::Worker::tell).
+    /// Drops what is held: it does not go in here. Its sender is told by the next exchange, or at
+    /// once by [`Worker::tell`](crate::Worker::tell).
     ///
     /// # Errors
-    /// [`Config`](crate::Kind::Config) when nothing is held by that number.
+    /// [`Config`](crate::Kind::Config) where nothing is held by that number.
     pub async fn drop_held(&self, id: i64) -> Result<Held> {
-        transaction!(self, session => {
-            books::identity(session).await?;
-            held::drop(session, id, &self.actor).await
-        })
+        transaction!(self, session => held::drop(session, id, &self.actor).await)
     }
 }

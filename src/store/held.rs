@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use sha2::{Digest as _, Sha256};
 
 use super::apply::{Hold, Incoming};
 use super::bulk;
@@ -33,6 +34,12 @@ pub enum HoldKind {
     Missing,
     /// It builds on a change that is not here.
     Gap,
+    /// Another row has its value of a unique column.
+    UniqueClash,
+    /// Its edits are concurrent, and the policy of their class is `hold`.
+    Undecided,
+    /// A class merges otherwise here than the root of the tree says.
+    MergeDiffers,
     /// It does not decode, or is not who it says.
     Undecodable,
     /// A row of this server that has no key and so no name elsewhere; `server_id` is 0.
@@ -50,6 +57,9 @@ impl HoldKind {
             Self::Refused => "REFUSED",
             Self::Missing => "MISSING_ROW",
             Self::Gap => "GAP",
+            Self::UniqueClash => "UNIQUE_CLASH",
+            Self::Undecided => "UNDECIDED",
+            Self::MergeDiffers => "MERGE_DIFFERS",
             Self::Undecodable => "UNDECODABLE",
             Self::Keyless => "NO_KEY",
         }
@@ -94,23 +104,30 @@ impl Patience {
     }
 }
 
-/// What a record is tried against beside its rows: another schema is a cause to try again.
+/// What a record is tried against beside its rows: under another schema, or where the tree merges
+/// anew, it is due.
 async fn schema(session: &mut Session) -> Result<String> {
     let row = session
         .query_one(
             "SELECT count(*), coalesce(max(id), 0), coalesce(sum(shape), 0), \
-             coalesce(sum(length(definition)), 0), max(tracked_at) FROM @sync_tracked",
+             coalesce(sum(length(definition)), 0), max(tracked_at), \
+             (SELECT merge FROM @sync_self WHERE id = 1) FROM @sync_tracked",
             vec![],
         )
         .await?;
-    Ok(format!(
-        "{} {} {} {} {:?}",
-        row.int(0)?,
-        row.int(1)?,
-        row.int(2)?,
-        row.int(3)?,
-        row.opt_time(4)?
-    ))
+    let mut digest = Sha256::new();
+    for n in 0..4 {
+        digest.update(row.int(n)?.to_be_bytes());
+    }
+    digest.update(row.opt_time(4)?.unwrap_or_default().to_be_bytes());
+    digest.update(row.opt_bytes(5)?.unwrap_or_default());
+    Ok(digest.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Makes the lines of a kind due.
+pub async fn stir_kind(session: &mut Session, kind: HoldKind) -> Result<u64> {
+    let sql = "UPDATE @sync_held SET known = NULL WHERE kind = $1";
+    session.execute(sql, vec![kind.as_str().into()]).await
 }
 
 /// Sets a record aside with the rows that it waits for.

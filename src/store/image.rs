@@ -44,13 +44,22 @@ pub fn datum(dialect: Dialect, value: &Value, column: &Column) -> Datum {
     }
 }
 
+/// The type that a text is cast to before it is compared with, or assigned to, the column.
+#[must_use]
+pub fn cast(dialect: Dialect, column: &Column) -> String {
+    match dialect {
+        Dialect::Postgres => postgres::image::cast(&column.sql_type),
+        Dialect::Sqlite => column.sql_type.clone(),
+    }
+}
+
 /// The SQL that turns the bind `expr` (`$3`, or a column of an unnested array) into the column's
 /// type: `$3::integer` on PostgreSQL, itself on SQLite.
 #[must_use]
 pub fn bind_sql(dialect: Dialect, expr: &str, column: &Column) -> String {
     match dialect {
         Dialect::Postgres => {
-            format!("{expr}::text::{}", postgres::image::cast(&column.sql_type))
+            format!("{expr}::text::{}", cast(dialect, column))
         }
         Dialect::Sqlite => expr.to_owned(),
     }

@@ -201,6 +201,7 @@ async fn apply(
     };
     let applier = Applier {
         catalog: &context.catalog,
+        merge: &context.merge,
         neighbours: &context.neighbours,
         source,
         rules,
@@ -382,6 +383,7 @@ async fn try_due(engine: &Engine, session: &mut Session, due: Vec<held::Due>) ->
         };
         let applier = Applier {
             catalog: &context.catalog,
+            merge: &context.merge,
             neighbours: &context.neighbours,
             source,
             rules,

@@ -77,6 +77,12 @@ impl Worker {
         &self.engine.store
     }
 
+    /// Records sealed, sent, taken in and acknowledged so far.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        self.engine.activity.total()
+    }
+
     /// Runs until `stop` is cancelled; then finishes what is in hand.
     ///
     /// # Cancel safety

@@ -16,6 +16,7 @@ use crate::alarm::{self, Alarm, Condition};
 use crate::error::{Error, Kind, Result};
 use crate::publisher::relay;
 use crate::store::books::{self, LinkState, Neighbour, Role, cleanup};
+use crate::store::held::{self, HoldKind};
 use crate::store::{time, track};
 
 /// First and longest pause after a failure.
@@ -178,10 +179,12 @@ async fn round(engine: &Engine, look: bool) -> Result<()> {
     Ok(())
 }
 
-/// Where the clock went back, and once for each process.
+/// What a process before us left: where the clock went back, and once for each process.
 async fn mend_times(engine: &Engine, now: i64) -> Result<()> {
     let mut session = engine.store.begin().await?;
     let count = books::clock::went_back(&mut session, now).await?;
+    // Our own word on how classes merge stands in the configuration, which is read once.
+    held::stir_kind(&mut session, HoldKind::MergeDiffers).await?;
     session.commit().await?;
     if count > 0 {
         tracing::warn!(count, "the clock went back: what waited for a later time is due now");

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use branchline::catalog::decide::{NewReference, Request};
 use branchline::catalog::{Catalog, Column};
+use branchline::merge::tree::Settings;
 use branchline::record::Value;
 use branchline::store::books::identity;
 use branchline::store::image::bind_sql;
@@ -921,7 +922,8 @@ async fn untrack_leaves_no_trace_and_loses_nothing() {
     let untrack = async |names: &[&str]| {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut session = bench.store.begin().await.unwrap();
-        let answer = track::untrack(&mut session, &names, Bounds::default()).await;
+        let answer =
+            track::untrack(&mut session, &names, &Settings::new(), Bounds::default()).await;
         match &answer {
             Ok(_) => session.commit().await.unwrap(),
             Err(_) => session.rollback().await.unwrap(),

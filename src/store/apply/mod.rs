@@ -27,7 +27,7 @@ use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::crash_point;
 use crate::id::RecordId;
-use crate::merge::Stamp;
+use crate::merge::{self, Stamp, TreeMerge};
 use crate::record::{Body, RowId, payload::Sealed};
 use crate::rules::Rules;
 use crate::state::State;
@@ -97,6 +97,8 @@ impl From<Error> for Refusal {
 pub struct Applier<'a> {
     /// The tracked classes.
     pub catalog: &'a Catalog,
+    /// How they merge.
+    pub merge: &'a TreeMerge,
     /// The neighbours with their rules, the source included.
     pub neighbours: &'a [(Neighbour, Rules)],
     /// Where the records came from.
@@ -318,7 +320,11 @@ impl Applier<'_> {
 
     fn misfit(&self, record: &Pending<'_>) -> Option<Hold> {
         let body = &record.incoming.body;
-        let ahead = i64::try_from(body.time.millis()).unwrap_or(i64::MAX).saturating_sub(self.now);
+        // Whole states bring the stamps of others along.
+        let stamp = record.incoming.stamp();
+        let newest = body.items.iter().map(|item| merge::newest(item, stamp)).max();
+        let newest = newest.unwrap_or(stamp.time).max(stamp.time).millis();
+        let ahead = i64::try_from(newest).unwrap_or(i64::MAX).saturating_sub(self.now);
         if ahead > self.skew_hold_ms {
             return Some(Hold::new(
                 HoldKind::Clock,
@@ -339,6 +345,15 @@ impl Applier<'_> {
                     ),
                 ));
             };
+            if let Some(why) = self.merge.difference(&item.row.class) {
+                return Some(Hold::new(
+                    HoldKind::MergeDiffers,
+                    format!(
+                        "`{}` merges otherwise here than the root of the tree says ({why}): make `branchline.toml` and the table agree",
+                        item.row.class
+                    ),
+                ));
+            }
             let strange =
                 item.values.iter().find(|(name, _)| tracked.class.position(name).is_none());
             if let Some((name, _)) = strange {

@@ -14,6 +14,7 @@ pub mod held;
 pub mod identity;
 pub mod invites;
 pub mod joining;
+pub mod merging;
 pub mod records;
 pub mod rules;
 pub mod servers;

@@ -139,3 +139,9 @@ pub async fn all_came(session: &mut Session, server: i64, records: &[RecordId]) 
     );
     Ok(session.query_one(&sql, vec![server.into(), list.into()]).await?.int(0)? == wanted)
 }
+
+/// Whether a neighbour was heard of after a message of it was held.
+pub async fn heard_since(session: &mut Session, server: i64, held_at: i64) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM @sync_server WHERE id = $1 AND last_contact > $2)";
+    session.query_one(sql, vec![server.into(), Datum::time(held_at)]).await?.flag(0)
+}

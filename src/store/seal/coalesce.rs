@@ -7,9 +7,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::keyless::Keyless;
-use super::keys::{Locals, reference};
-use super::read::{Image, Transaction};
+use super::keys::{self, reference};
+use super::read::Image;
+use super::ways::{Place, Way, Ways};
 use crate::catalog::Tracked;
+use crate::merge::{ClassMerge, Policy, TreeMerge};
 use crate::record::{Op, RowId, Value};
 
 /// What a transaction did to one row, in the end.
@@ -24,8 +26,18 @@ pub(super) struct Net {
     pub(super) shadow: Vec<(Arc<str>, Value)>,
 }
 
-/// A row's way through the transaction.
-struct Way {
+/// What is left of a transaction.
+#[derive(Debug, Default)]
+pub(super) struct Coalesced {
+    /// In the order in which their rows were last touched.
+    pub(super) nets: Vec<Net>,
+    /// Rows that have no key: they are held until they have one.
+    pub(super) keyless: Keyless,
+}
+
+/// What a transaction did to whatever row has a key: one that lost it and another that took it may
+/// both have a part in that.
+struct Change {
     tracked: Arc<Tracked>,
     first: Option<Image>,
     last: Option<Image>,
@@ -33,92 +45,65 @@ struct Way {
     touched: usize,
 }
 
-/// A row whose key changed: other rows that refer to it by local id change with it.
-#[derive(Debug)]
-pub(super) struct Rekeyed {
-    pub(super) tracked: Arc<Tracked>,
-    pub(super) new: RowId,
-}
-
-/// What is left of a transaction.
-#[derive(Debug, Default)]
-pub(super) struct Coalesced {
-    /// In the order in which their rows were last touched.
-    pub(super) nets: Vec<Net>,
-    /// Rows whose key changed.
-    pub(super) rekeyed: Vec<Rekeyed>,
-    /// Rows that have no key: they are held until they have one.
-    pub(super) keyless: Keyless,
-}
-
 /// One net change a row.
-pub(super) fn coalesce(transaction: Transaction, locals: &Locals) -> Coalesced {
-    let mut ways: HashMap<RowId, Way> = HashMap::new();
-    let mut rekeyed = Vec::new();
+pub(super) fn coalesce(ways: Ways, merge: &TreeMerge) -> Coalesced {
+    let mut ways: Vec<(Place, Way)> = ways.rows.into_iter().collect();
+    ways.sort_by(|(a, x), (b, y)| x.touched.cmp(&y.touched).then_with(|| a.cmp(b)));
     let mut keyless = Keyless::default();
-    for (n, change) in transaction.changes.into_iter().enumerate() {
-        keyless.note(&change, locals);
-        let tracked = change.tracked;
-        let keyed = |image: Option<Image>| {
-            image.and_then(|image| row_id(&tracked, &image).map(|id| (id, image)))
-        };
-        let (from, old) = keyed(change.old).unzip();
-        let (to, new) = keyed(change.new).unzip();
-        match (from, to) {
-            (Some(from), Some(to)) if from != to => {
-                touch(&mut ways, &tracked, from, old, None, n);
-                touch(&mut ways, &tracked, to.clone(), None, new, n);
-                rekeyed.push(Rekeyed { tracked: Arc::clone(&tracked), new: to });
-            }
-            (Some(row), _) | (None, Some(row)) => touch(&mut ways, &tracked, row, old, new, n),
-            (None, None) => {}
+    let mut changes: HashMap<RowId, Change> = HashMap::new();
+    for (place, way) in ways {
+        keyless.note(place, &way);
+        let Way { tracked, first, last, again, touched, .. } = way;
+        let (from, to) = (key(&tracked, first.as_ref()), key(&tracked, last.as_ref()));
+        if from == to {
+            let Some(row) = from else { continue };
+            let part = Change { tracked, first, last, again, touched };
+            add(&mut changes, row, part);
+            continue;
+        }
+        if let Some(row) = from {
+            let tracked = Arc::clone(&tracked);
+            add(&mut changes, row, Change { tracked, first, last: None, again: false, touched });
+        }
+        if let Some(row) = to {
+            add(&mut changes, row, Change { tracked, first: None, last, again: false, touched });
         }
     }
-    let mut ordered: Vec<(RowId, Way)> = ways.into_iter().collect();
+    let mut ordered: Vec<(RowId, Change)> = changes.into_iter().collect();
     ordered.sort_by(|(a, x), (b, y)| x.touched.cmp(&y.touched).then_with(|| a.cmp(b)));
-    let nets = ordered.into_iter().filter_map(|(row, way)| net(row, way, locals)).collect();
-    Coalesced { nets, rekeyed, keyless }
+    let nets = ordered.into_iter().filter_map(|(row, change)| net(row, change, merge)).collect();
+    Coalesced { nets, keyless }
 }
 
-fn row_id(tracked: &Tracked, image: &Image) -> Option<RowId> {
-    let key = image.key.as_ref()?;
+fn key(tracked: &Tracked, image: Option<&Image>) -> Option<RowId> {
+    let key = image?.key.as_ref()?;
     Some(RowId { class: Arc::clone(&tracked.class.name), key: Arc::clone(key) })
 }
 
-fn touch(
-    ways: &mut HashMap<RowId, Way>,
-    tracked: &Arc<Tracked>,
-    row: RowId,
-    old: Option<Image>,
-    new: Option<Image>,
-    touched: usize,
-) {
-    match ways.get_mut(&row) {
-        None => {
-            let way =
-                Way { tracked: Arc::clone(tracked), first: old, last: new, again: false, touched };
-            ways.insert(row, way);
-        }
-        Some(way) => {
-            way.again |= way.last.is_none() && way.first.is_some() && new.is_some();
-            way.last = new;
-            way.touched = touched;
+fn add(changes: &mut HashMap<RowId, Change>, row: RowId, part: Change) {
+    match changes.get_mut(&row) {
+        None => drop(changes.insert(row, part)),
+        Some(change) => {
+            let (was, is) = (change.first.is_some(), change.last.is_some());
+            change.again |= (was && part.last.is_some()) || (is && part.first.is_some());
+            change.first = change.first.take().or(part.first);
+            change.last = part.last.or(change.last.take());
+            change.touched = part.touched;
         }
     }
 }
 
-/// What is left of a row's way; `None` when nothing is.
-fn net(row: RowId, way: Way, locals: &Locals) -> Option<Net> {
-    let Way { tracked, first, last, again, .. } = way;
+/// What is left of it; `None` when nothing is.
+fn net(row: RowId, change: Change, merge: &TreeMerge) -> Option<Net> {
+    let Change { tracked, first, last, again, .. } = change;
     let (op, values, shadow) = match (&first, &last) {
         (None, None) => return None,
-        (None, Some(new)) => (Op::Insert, all_values(&tracked, new, locals), Vec::new()),
-        (Some(old), None) => (Op::Delete, Vec::new(), all_values(&tracked, old, locals)),
-        (Some(_), Some(new)) if again => {
-            (Op::Update, all_values(&tracked, new, locals), Vec::new())
-        }
+        (None, Some(new)) => (Op::Insert, all_values(&tracked, new), Vec::new()),
+        (Some(old), None) => (Op::Delete, Vec::new(), all_values(&tracked, old)),
+        (Some(_), Some(new)) if again => (Op::Update, all_values(&tracked, new), Vec::new()),
         (Some(old), Some(new)) => {
-            let values = changed_values(&tracked, old, new, locals);
+            let mut values = changed_values(&tracked, old, new);
+            go_along(&mut values, merge.class(&tracked.class.name), || all_values(&tracked, new));
             if values.is_empty() {
                 return None;
             }
@@ -128,6 +113,24 @@ fn net(row: RowId, way: Way, locals: &Locals) -> Option<Net> {
     Some(Net { tracked, row, op, values, shadow })
 }
 
+/// Columns of a group that did not change travel with those that did, so that a group wins or loses
+/// as one.
+fn go_along(
+    changed: &mut Vec<(Arc<str>, Value)>,
+    merge: &ClassMerge,
+    all: impl FnOnce() -> Vec<(Arc<str>, Value)>,
+) {
+    if changed.is_empty() || (merge.groups.is_empty() && merge.policy != Policy::Row) {
+        return;
+    }
+    let is_changed = |column: &str| changed.iter().any(|(name, _)| &**name == column);
+    let along: Vec<_> = all()
+        .into_iter()
+        .filter(|(name, _)| !is_changed(name) && merge.goes_along(name, is_changed))
+        .collect();
+    changed.extend(along);
+}
+
 /// Whether a column travels: not the surrogate, not generated.
 fn travels(tracked: &Tracked, column: usize) -> bool {
     let class = &tracked.class;
@@ -135,32 +138,23 @@ fn travels(tracked: &Tracked, column: usize) -> bool {
 }
 
 /// The row of an image as it travels.
-pub(super) fn all_values(
-    tracked: &Tracked,
-    image: &Image,
-    locals: &Locals,
-) -> Vec<(Arc<str>, Value)> {
+pub(super) fn all_values(tracked: &Tracked, image: &Image) -> Vec<(Arc<str>, Value)> {
     let known = (0..tracked.class.columns.len())
         .filter(|column| travels(tracked, *column))
         .filter_map(|column| {
             let name = Arc::clone(&tracked.class.columns[column].name);
-            Some((name, locals.value(tracked, image, column)?))
+            Some((name, keys::value(tracked, image, column)?))
         });
     known.chain(image.strange.iter().cloned()).collect()
 }
 
-fn changed_values(
-    tracked: &Tracked,
-    old: &Image,
-    new: &Image,
-    locals: &Locals,
-) -> Vec<(Arc<str>, Value)> {
+fn changed_values(tracked: &Tracked, old: &Image, new: &Image) -> Vec<(Arc<str>, Value)> {
     let known = (0..tracked.class.columns.len())
         .filter(|column| travels(tracked, *column))
         .filter(|column| differ(tracked, old, new, *column))
         .filter_map(|column| {
             let name = Arc::clone(&tracked.class.columns[column].name);
-            Some((name, locals.value(tracked, new, column)?))
+            Some((name, keys::value(tracked, new, column)?))
         });
     let strange = new.strange.iter().filter(|(name, value)| {
         !old.strange.iter().any(|(other, before)| other == name && same(before, value))
@@ -168,12 +162,21 @@ fn changed_values(
     known.chain(strange.cloned()).collect()
 }
 
-/// Whether a column changed: in its stored value, or in the row that the same local id stands for.
+/// Whether a column changed: in its stored value, or in the key of the row that it refers to. (One
+/// that lost its key goes on by that elsewhere, until it has another.)
 fn differ(tracked: &Tracked, old: &Image, new: &Image, column: usize) -> bool {
     match (&old.values[column], &new.values[column]) {
         (Some(before), Some(after)) if same(before, after) => {
-            let keys = (reference(tracked, old, column), reference(tracked, new, column));
-            matches!(keys, (Some(before), Some(after)) if before != after)
+            match (reference(tracked, old, column), reference(tracked, new, column)) {
+                (Some(before), Some(after)) => before != after,
+                (None, Some(_)) => {
+                    let slots = tracked.class.slots().enumerate();
+                    slots
+                        .filter(|(_, slot)| slot.column == column)
+                        .any(|(n, _)| old.unnamed.contains(&n))
+                }
+                (_, None) => false,
+            }
         }
         (None, None) => false,
         _ => true,

@@ -3,15 +3,14 @@
 //! travels as an insert, and the held line goes; so it does when the row goes without ever having
 //! had one. A delete of a row that nobody can name any more is held for a person to see.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest as _, Sha256};
 
 use super::coalesce::all_values;
-use super::keys::Locals;
-use super::read::{Change, Image};
-use crate::catalog::{Class, Tracked, TypeKind, key_part};
+use super::read::Image;
+use super::ways::{Place, Way};
+use crate::catalog::{Class, Tracked};
 use crate::error::Result;
 use crate::id::{Actor, RecordId};
 use crate::merge::{Seen, Time};
@@ -25,18 +24,10 @@ const OWN: i64 = 0;
 /// Bytes of a local id that are noted as they are; a longer one is noted by its digest.
 const LOCAL_BYTES_MAX: usize = 200;
 
-/// The keyless rows that a transaction touched, by class and local id.
+/// The rows that a transaction left without a key, gave one, or deleted without it.
 #[derive(Debug, Default)]
 pub(super) struct Keyless {
-    rows: HashMap<(i32, String), Kept>,
-}
-
-#[derive(Debug)]
-struct Kept {
-    tracked: Arc<Tracked>,
-    /// It came in this transaction: nobody knows of it.
-    born: bool,
-    end: End,
+    rows: Vec<(Place, Arc<Tracked>, End)>,
 }
 
 /// How the transaction left the row.
@@ -51,40 +42,22 @@ enum End {
 }
 
 impl Keyless {
-    /// Takes note of a change before or after which its row has no key.
-    pub(super) fn note(&mut self, change: &Change, locals: &Locals) {
+    /// Takes note of a row that has no key before or after the transaction.
+    pub(super) fn note(&mut self, place: Place, way: &Way) {
         let keyless =
             |image: &Option<Image>| image.as_ref().is_some_and(|image| image.key.is_none());
-        if !keyless(&change.old) && !keyless(&change.new) {
+        if way.follows && keyless(&way.first) && keyless(&way.last) {
             return;
         }
-        let tracked = &change.tracked;
-        let place = |image: &Image| (tracked.id, local_id(&tracked.class, image));
-        let end = match (&change.old, &change.new) {
-            (_, Some(new)) if new.key.is_none() => End::Keyless(all_values(tracked, new, locals)),
-            (_, Some(_)) => End::Keyed,
-            (Some(old), None) => End::Gone(all_values(tracked, old, locals)),
-            (None, None) => return,
-        };
-        let born = change.old.is_none();
-        let (before, after) = (change.old.as_ref().map(place), change.new.as_ref().map(place));
-        if let (Some(before), Some(after)) = (&before, &after)
-            && before != after
-        {
-            self.set(tracked, before.clone(), born, End::Keyed);
-        }
-        if let Some(place) = after.or(before) {
-            self.set(tracked, place, born, end);
-        }
-    }
-
-    fn set(&mut self, tracked: &Arc<Tracked>, place: (i32, String), born: bool, end: End) {
-        match self.rows.get_mut(&place) {
-            Some(kept) => kept.end = end,
-            None => {
-                drop(self.rows.insert(place, Kept { tracked: Arc::clone(tracked), born, end }));
+        let end = match (&way.first, &way.last) {
+            (_, Some(last)) if last.key.is_none() => End::Keyless(all_values(&way.tracked, last)),
+            (first, Some(_)) if keyless(first) => End::Keyed,
+            (Some(first), None) if keyless(&way.first) => {
+                End::Gone(all_values(&way.tracked, first))
             }
-        }
+            _ => return,
+        };
+        self.rows.push((place, Arc::clone(&way.tracked), end));
     }
 
     /// Writes what is held now, and removes what is held no more.
@@ -92,13 +65,11 @@ impl Keyless {
         if self.rows.is_empty() {
             return Ok(());
         }
-        let mut rows: Vec<((i32, String), Kept)> = self.rows.into_iter().collect();
-        rows.sort_by(|(a, _), (b, _)| a.cmp(b));
-        let binds = rows
+        let kind = HoldKind::Keyless.as_str();
+        let binds = self
+            .rows
             .iter()
-            .map(|((class, local), _)| {
-                vec![(*class).into(), local.as_str().into(), HoldKind::Keyless.as_str().into()]
-            })
+            .map(|((class, local), ..)| vec![(*class).into(), noted(local).into(), kind.into()])
             .collect();
         let lines = session
             .query_each(
@@ -108,18 +79,17 @@ impl Keyless {
             )
             .await?;
         let mut done = Vec::new();
-        for (((class, local), kept), lines) in rows.into_iter().zip(lines) {
+        for (((_, local), tracked, end), lines) in self.rows.into_iter().zip(lines) {
             let ids: Vec<i64> = lines.iter().map(|line| line.int(0)).collect::<Result<_>>()?;
-            let Kept { tracked, born, end } = kept;
             let (op, values) = match end {
                 End::Keyless(values) => (Op::Insert, values),
-                End::Gone(values) if !born && ids.is_empty() => (Op::Delete, values),
+                End::Gone(values) if ids.is_empty() => (Op::Delete, values),
                 End::Keyed | End::Gone(_) => {
                     done.extend(ids);
                     continue;
                 }
             };
-            let line = Line { tracked: &tracked, local: &local, class, op };
+            let line = Line { tracked: &tracked, local: &local, op };
             line.write(session, own, values, ids.first().copied(), now).await?;
         }
         held::done(session, &done).await
@@ -130,7 +100,6 @@ impl Keyless {
 struct Line<'a> {
     tracked: &'a Tracked,
     local: &'a str,
-    class: i32,
     op: Op,
 }
 
@@ -170,7 +139,7 @@ impl Line<'_> {
         session
             .execute(
                 "INSERT INTO @sync_held_need (held_id, class_id, key) VALUES ($1, $2, $3)",
-                vec![id.into(), self.class.into(), self.local.into()],
+                vec![id.into(), self.tracked.id.into(), noted(self.local).into()],
             )
             .await?;
         Ok(())
@@ -210,22 +179,10 @@ fn reason(class: &Class, op: Op) -> String {
     )
 }
 
-/// What tells a row from others here: its local key, or all of it where that may be NULL (such a
-/// row is captured as deleted and inserted when it changes).
-fn local_id(class: &Class, image: &Image) -> String {
-    let whole = class.set || class.local.iter().any(|n| !class.columns[*n].not_null);
-    let columns: Vec<usize> =
-        if whole { (0..class.columns.len()).collect() } else { class.local.clone() };
-    let parts: Vec<Option<String>> = columns
-        .into_iter()
-        .map(|n| key_part(image.values.get(n)?.as_ref()?, TypeKind::Text))
-        .collect();
-    let text = match parts.as_slice() {
-        [Some(one)] => one.clone(),
-        _ => serde_json::to_string(&parts).unwrap_or_default(),
-    };
-    if text.len() <= LOCAL_BYTES_MAX {
-        return text;
+/// A local id as it is noted.
+fn noted(local: &str) -> String {
+    if local.len() <= LOCAL_BYTES_MAX {
+        return local.to_owned();
     }
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    Sha256::digest(local.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
 }

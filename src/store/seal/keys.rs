@@ -1,8 +1,8 @@
-//! Works out the keys of captured rows, and of the rows they refer to.
+//! Works out the keys of the rows that a transaction concerns, and of the rows they refer to, as
+//! they were before the transaction and as they are after it.
 //!
-//! A trigger looks a reference up at once; where the row was not there (a cascade took it first, a
-//! deferred key comes later), its key is found in the same transaction's change of that row, else
-//! in the table.
+//! A row that the transaction touched teaches its own key to those that refer to it. For any other
+//! row the trigger looked the key up at once; where it was not there, it is in the table.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::read::{Change, Image, Transaction};
+use super::ways::{Way, Ways, referred};
 use crate::catalog::decide::UUID_COLUMN;
 use crate::catalog::{Catalog, Column, Tracked, TypeKind, join_key, key_part};
 use crate::error::{Error, Result};
@@ -17,95 +18,264 @@ use crate::record::{RowId, Value};
 use crate::store::rows;
 use crate::store::session::Session;
 
-/// Keys by class, column and the local value in it.
-#[derive(Default)]
-pub(super) struct Locals {
-    keys: HashMap<(Arc<str>, Arc<str>, String), Arc<str>>,
-    absent: HashSet<(Arc<str>, Arc<str>, String)>,
+/// A row as a reference names it: its class, a column of that, the local value in it.
+type Place = (Arc<str>, Arc<str>, String);
+
+/// The keys of a row that the transaction touched.
+#[derive(Clone, Debug, Default)]
+struct Keys {
+    before: Side,
+    after: Side,
 }
 
-/// A reference that no trigger resolved: class, column of the class, local value.
-type Wanted = (Arc<str>, Arc<str>, String);
+/// A row before or after the transaction.
+#[derive(Clone, Debug, Default)]
+struct Side {
+    here: bool,
+    key: Option<Arc<str>>,
+}
+
+impl Keys {
+    /// The key by which a reference of that moment goes: a row that is not there then is known by
+    /// the key of the other side.
+    fn at(&self, moment: Moment) -> Option<&Arc<str>> {
+        let (own, other) = match moment {
+            Moment::Before => (&self.before, &self.after),
+            Moment::After => (&self.after, &self.before),
+        };
+        if own.here { own.key.as_ref() } else { other.key.as_ref() }
+    }
+
+    fn side(&mut self, moment: Moment) -> &mut Side {
+        match moment {
+            Moment::Before => &mut self.before,
+            Moment::After => &mut self.after,
+        }
+    }
+}
+
+/// What is known of keys.
+#[derive(Debug, Default)]
+pub(super) struct Locals {
+    touched: HashMap<Place, Keys>,
+    /// The classes of these.
+    classes: HashSet<Arc<str>>,
+    /// Rows that the transaction did not touch; `None` is not there.
+    others: HashMap<Place, Option<Arc<str>>>,
+}
+
+/// Before the transaction, or after it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    Before,
+    After,
+}
 
 /// Rounds of "a key that depends on a key that …": deeper chains than this are refused.
 const DEPTH_MAX: usize = 16;
 
-/// Fills in the key of every image and every reference that can be found.
-pub(super) async fn resolve(
-    session: &mut Session,
-    catalog: &Catalog,
-    transaction: &mut Transaction,
-) -> Result<Locals> {
-    let mut locals = Locals::default();
-    fill_missing_uuids(session, transaction).await?;
-    for _ in 0..DEPTH_MAX {
-        let wanted = step(transaction, &mut locals);
-        if wanted.is_empty() {
-            return Ok(locals);
-        }
-        look_up(session, catalog, &mut locals, wanted).await?;
-    }
-    Err(Error::failed("the key of a row depends on itself; see `track`"))
-}
+/// Rounds of spreading such a chain, whatever the order of the rows.
+const ROUNDS_MAX: usize = 2 * DEPTH_MAX;
 
-/// One round over all images: what is known spreads, what is not is returned.
-fn step(transaction: &mut Transaction, locals: &mut Locals) -> HashSet<Wanted> {
-    // Images whose key is worked out teach the others; repeat until nothing moves.
-    loop {
-        let mut moved = false;
+impl Locals {
+    /// Fills in the key of every image and every reference that can be found. Done again when rows
+    /// have been added.
+    pub(super) async fn resolve(
+        &mut self,
+        session: &mut Session,
+        catalog: &Catalog,
+        ways: &mut Ways,
+    ) -> Result<()> {
+        for way in ways.rows.values() {
+            for (image, moment) in [(&way.first, Moment::Before), (&way.last, Moment::After)] {
+                let Some(image) = image else { continue };
+                if let Some(place) = own_place(&way.tracked, image) {
+                    self.classes.insert(Arc::clone(&way.tracked.class.name));
+                    self.touched.entry(place).or_default().side(moment).here = true;
+                }
+            }
+        }
+        for _ in 0..DEPTH_MAX {
+            let wanted = self.step(ways)?;
+            if wanted.is_empty() {
+                return Ok(());
+            }
+            self.look_up(session, catalog, wanted).await?;
+        }
+        Err(too_deep())
+    }
+
+    /// What is known spreads until nothing moves; what is not known is returned.
+    fn step(&mut self, ways: &mut Ways) -> Result<HashSet<Place>> {
         let mut wanted = HashSet::new();
-        for change in &mut transaction.changes {
-            let tracked = &change.tracked;
-            for image in [change.old.as_mut(), change.new.as_mut()].into_iter().flatten() {
-                moved |= settle(tracked, image, locals, &mut wanted);
+        // Only rows that refer to others of the transaction can have more to learn.
+        let mut open: Vec<&mut Way> = Vec::new();
+        for way in ways.rows.values_mut() {
+            if self.settle_way(way, &mut wanted).1 {
+                open.push(way);
             }
         }
-        if !moved {
-            return wanted;
+        for _ in 0..ROUNDS_MAX {
+            let mut moved = false;
+            for way in &mut open {
+                moved |= self.settle_way(way, &mut wanted).0;
+            }
+            if !moved {
+                return Ok(wanted);
+            }
         }
+        Err(too_deep())
+    }
+
+    /// Says whether anything changed, and whether the row refers to others of the transaction.
+    fn settle_way(&mut self, way: &mut Way, wanted: &mut HashSet<Place>) -> (bool, bool) {
+        let Way { tracked, first, last, .. } = way;
+        let (mut moved, mut open) = (false, false);
+        // Of a row that stays only what it is now travels, and its key as it was.
+        let stays = last.is_some();
+        for (image, moment) in [(first, Moment::Before), (last, Moment::After)] {
+            let Some(image) = image else { continue };
+            let key_only = stays && moment == Moment::Before;
+            let (changed, refers) = self.refer(tracked, image, moment, key_only, wanted);
+            moved |= changed | self.teach(tracked, image, moment);
+            open |= refers;
+        }
+        (moved, open)
+    }
+
+    /// Resolves the references of an image; those of its key only, where no row of the transaction
+    /// is concerned, if `key_only`.
+    fn refer(
+        &self,
+        tracked: &Tracked,
+        image: &mut Image,
+        moment: Moment,
+        key_only: bool,
+        wanted: &mut HashSet<Place>,
+    ) -> (bool, bool) {
+        let (mut moved, mut open) = (false, false);
+        image.unnamed.clear();
+        for (n, slot) in tracked.class.slots().enumerate() {
+            let known = image.refs[n].is_some();
+            let reference = slot.reference;
+            let touched = self.classes.contains(&reference.target);
+            // Where a condition was to hold, only the trigger knew whether it did.
+            let conditional = reference.when.is_some();
+            if (!touched && (known || (key_only && !slot.in_key))) || (!known && conditional) {
+                continue;
+            }
+            let Some(local) = local_text(image, slot.column) else { continue };
+            let place =
+                (Arc::clone(&reference.target), Arc::clone(&reference.target_column), local);
+            let key = match (self.touched.get(&place), self.others.get(&place)) {
+                (Some(keys), _) => {
+                    open = true;
+                    let key = keys.at(moment);
+                    if key.is_none() && conditional {
+                        continue;
+                    }
+                    if key.is_none() {
+                        image.unnamed.push(n);
+                    }
+                    key
+                }
+                (None, _) if known => continue,
+                (None, Some(key)) => key.as_ref(),
+                (None, None) => {
+                    if !key_only || slot.in_key {
+                        wanted.insert(place);
+                    }
+                    continue;
+                }
+            };
+            if image.refs[n].as_ref() != key {
+                image.refs[n] = key.cloned();
+                moved = true;
+            }
+        }
+        (moved, open)
+    }
+
+    /// Works out the key of an image, for those that refer to it.
+    fn teach(&mut self, tracked: &Tracked, image: &mut Image, moment: Moment) -> bool {
+        let key = key_of(tracked, image);
+        let changed = image.key != key;
+        image.key = key;
+        if let Some(place) = own_place(tracked, image)
+            && let Some(keys) = self.touched.get_mut(&place)
+        {
+            keys.side(moment).key.clone_from(&image.key);
+        }
+        changed
+    }
+
+    /// Asks the tables for what neither a trigger nor the transaction knew.
+    async fn look_up(
+        &mut self,
+        session: &mut Session,
+        catalog: &Catalog,
+        wanted: HashSet<Place>,
+    ) -> Result<()> {
+        let mut by_column: HashMap<(Arc<str>, Arc<str>), Vec<String>> = HashMap::new();
+        for (class, column, local) in wanted {
+            by_column.entry((class, column)).or_default().push(local);
+        }
+        for ((class, column), list) in by_column {
+            let found = match catalog.class(&class) {
+                Some(tracked) => {
+                    rows::keys_of_locals(session, catalog, tracked, &column, list.clone()).await?
+                }
+                None => HashMap::new(),
+            };
+            for local in list {
+                let key = found.get(&local).map(Arc::clone);
+                self.others.insert((Arc::clone(&class), Arc::clone(&column), local), key);
+            }
+        }
+        Ok(())
     }
 }
 
-/// Resolves what can be resolved of one image; says whether anything was.
-fn settle(
-    tracked: &Tracked,
-    image: &mut Image,
-    locals: &mut Locals,
-    wanted: &mut HashSet<Wanted>,
-) -> bool {
+/// The value of a column as it travels.
+///
+/// An id that refers to nothing, here or in the transaction: zero and below are marks of the
+/// host's own and travel as they are; anything else means nothing elsewhere and goes as NULL.
+pub(super) fn value(tracked: &Tracked, image: &Image, column: usize) -> Option<Value> {
+    let value = image.values.get(column)?.as_ref()?;
+    let definition = &tracked.class.columns[column];
+    if definition.references.is_empty() || *value == Value::Null {
+        return Some(value.clone());
+    }
+    if let Some((class, key)) = reference(tracked, image, column) {
+        return Some(Value::Ref(RowId { class, key }));
+    }
+    let conditional = definition.references.iter().all(|reference| reference.when.is_some());
+    match value {
+        Value::Int(id) if *id > 0 && !conditional => {
+            tracing::warn!(
+                class = %tracked.class.name, column = %definition.name,
+                "a reference to a row that is not there travels as NULL"
+            );
+            Some(Value::Null)
+        }
+        value => Some(value.clone()),
+    }
+}
+
+fn too_deep() -> Error {
+    Error::failed("the key of a row depends on itself; see `track`")
+}
+
+/// How others refer to the row of an image.
+fn own_place(tracked: &Tracked, image: &Image) -> Option<Place> {
     let class = &tracked.class;
-    let mut moved = false;
-    for (n, slot) in class.slots().enumerate() {
-        if image.refs[n].is_some() || slot.reference.when.is_some() {
-            continue;
-        }
-        let Some(local) = local_text(image, slot.column) else { continue };
-        let place =
-            (Arc::clone(&slot.reference.target), Arc::clone(&slot.reference.target_column), local);
-        if let Some(key) = locals.keys.get(&place) {
-            image.refs[n] = Some(Arc::clone(key));
-            moved = true;
-        } else if !locals.absent.contains(&place) {
-            wanted.insert(place);
-        }
-    }
-    if image.key.is_none()
-        && let Some(key) = key_of(tracked, image)
-    {
-        image.key = Some(Arc::clone(&key));
-        moved = true;
-        for column in &class.local {
-            if let Some(local) = local_text(image, *column) {
-                let name = Arc::clone(&class.columns[*column].name);
-                locals.keys.insert((Arc::clone(&class.name), name, local), Arc::clone(&key));
-            }
-        }
-    }
-    moved
+    let column = referred(class)?;
+    let local = local_text(image, column)?;
+    Some((Arc::clone(&class.name), Arc::clone(&class.columns[column].name), local))
 }
 
 /// The local value of a column as text; `None` for NULL, or a column that the image lacks.
-fn local_text(image: &Image, column: usize) -> Option<String> {
+pub(super) fn local_text(image: &Image, column: usize) -> Option<String> {
     key_part(image.values.get(column)?.as_ref()?, TypeKind::Text)
 }
 
@@ -136,38 +306,12 @@ pub(super) fn reference(
     })
 }
 
-/// Asks the tables for what neither a trigger nor the transaction knew.
-async fn look_up(
-    session: &mut Session,
-    catalog: &Catalog,
-    locals: &mut Locals,
-    wanted: HashSet<Wanted>,
-) -> Result<()> {
-    let mut by_place: HashMap<(Arc<str>, Arc<str>), Vec<String>> = HashMap::new();
-    for (class, column, local) in wanted {
-        by_place.entry((class, column)).or_default().push(local);
-    }
-    for ((class, column), list) in by_place {
-        let found = match catalog.class(&class) {
-            Some(tracked) => {
-                rows::keys_of_locals(session, catalog, tracked, &column, list.clone()).await?
-            }
-            None => HashMap::new(),
-        };
-        for local in list {
-            let place = (Arc::clone(&class), Arc::clone(&column), local);
-            match found.get(&place.2) {
-                Some(key) => drop(locals.keys.insert(place, Arc::clone(key))),
-                None => drop(locals.absent.insert(place)),
-            }
-        }
-    }
-    Ok(())
-}
-
 /// A row whose uuid the host left NULL gets one: in the table (uncaptured) and in all images of the
 /// transaction, by its local id. Where the table takes none, the row stays without a key.
-async fn fill_missing_uuids(session: &mut Session, transaction: &mut Transaction) -> Result<()> {
+pub(super) async fn fill_missing_uuids(
+    session: &mut Session,
+    transaction: &mut Transaction,
+) -> Result<()> {
     let mut given: BTreeMap<(i32, String), (Arc<Tracked>, Option<String>)> = BTreeMap::new();
     for change in &mut transaction.changes {
         let tracked = Arc::clone(&change.tracked);
@@ -228,32 +372,4 @@ fn without_uuid(change: &mut Change) -> impl Iterator<Item = ((i32, String), &mu
 fn is_uuid(column: &Column) -> bool {
     column.references.is_empty()
         && (column.kind == TypeKind::Uuid || column.name.eq_ignore_ascii_case(UUID_COLUMN))
-}
-
-impl Locals {
-    /// The value of a column as it travels.
-    ///
-    /// An id that refers to nothing, here or in the transaction: zero and below are marks of the
-    /// host's own and travel as they are; anything else means nothing elsewhere and goes as NULL.
-    pub(super) fn value(&self, tracked: &Tracked, image: &Image, column: usize) -> Option<Value> {
-        let value = image.values.get(column)?.as_ref()?;
-        let definition = &tracked.class.columns[column];
-        if definition.references.is_empty() || *value == Value::Null {
-            return Some(value.clone());
-        }
-        if let Some((class, key)) = reference(tracked, image, column) {
-            return Some(Value::Ref(RowId { class, key }));
-        }
-        let conditional = definition.references.iter().all(|reference| reference.when.is_some());
-        match value {
-            Value::Int(id) if *id > 0 && !conditional => {
-                tracing::warn!(
-                    class = %tracked.class.name, column = %definition.name,
-                    "a reference to a row that is not there travels as NULL"
-                );
-                Some(Value::Null)
-            }
-            value => Some(value.clone()),
-        }
-    }
 }

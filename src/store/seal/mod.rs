@@ -5,27 +5,31 @@
 //! are written. So a crash leaves either the changes or the records, never both and never neither.
 
 mod coalesce;
+mod follow;
 mod keyless;
 mod keys;
 pub mod order;
 mod read;
+mod ways;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use read::Shapes;
 
-use self::coalesce::{Coalesced, Net, Rekeyed};
+use self::coalesce::{Coalesced, Net};
+use self::keys::Locals;
+use self::read::Transaction;
+use self::ways::Ways;
 use super::actors::Actors;
 use super::books::{self, Identity, Neighbour};
 use super::outbox::{self, NewRecord};
-use super::rows;
 use super::session::{Datum, Dialect, Session};
 use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
-use crate::merge::{Clock, Stamp, Time};
+use crate::merge::{Clock, Stamp, Time, TreeMerge};
 use crate::record::{Body, Item, Op, limits, payload};
 use crate::rules::Rules;
 
@@ -37,6 +41,8 @@ pub struct Sealer<'a> {
     pub identity: Identity,
     /// The neighbours with their rules.
     pub neighbours: &'a [(Neighbour, Rules)],
+    /// How classes merge.
+    pub merge: &'a TreeMerge,
     /// Bounds.
     pub bounds: Bounds,
 }
@@ -117,13 +123,14 @@ impl Sealer<'_> {
         let mut clock = Clock::after(Time(self.identity.clock));
         let mut states = States::default();
         let mut ready = Vec::new();
-        for mut transaction in window.transactions {
+        let mut open = VecDeque::from(window.transactions);
+        while let Some(transaction) = open.pop_front() {
             let at = transaction.changes.iter().map(|change| change.changed_at).max();
-            let locals = keys::resolve(session, self.catalog, &mut transaction).await?;
             let at = at.unwrap_or_default();
-            let Coalesced { mut nets, rekeyed, keyless } = coalesce::coalesce(transaction, &locals);
+            let later = follow::Later { window: &open, seqs: &window.seqs, more: window.more };
+            let ways = self.ways(session, shapes, transaction, later).await?;
+            let Coalesced { nets, keyless } = coalesce::coalesce(ways, self.merge);
             keyless.keep(session, self.identity.actor(), at).await?;
-            self.follow_keys(session, &mut nets, rekeyed).await?;
             if nets.is_empty() {
                 continue;
             }
@@ -137,32 +144,23 @@ impl Sealer<'_> {
         Ok(sealed)
     }
 
-    /// Rows that refer to a row whose key changed change with it, in those columns.
-    async fn follow_keys(
+    /// What a transaction did to each row, and to those whose key or references depend on that.
+    async fn ways(
         &self,
         session: &mut Session,
-        nets: &mut Vec<Net>,
-        rekeyed: Vec<Rekeyed>,
-    ) -> Result<()> {
-        for moved in rekeyed {
-            let referrers =
-                rows::referrers(session, self.catalog, &moved.tracked, &moved.new).await?;
-            for (tracked, row, column, value) in referrers {
-                match nets.iter_mut().find(|net| net.row == row) {
-                    Some(net) if net.op == Op::Delete => {}
-                    Some(net) if net.values.iter().any(|(name, _)| *name == column) => {}
-                    Some(net) => net.values.push((column, value)),
-                    None => nets.push(Net {
-                        tracked,
-                        row,
-                        op: Op::Update,
-                        values: vec![(column, value)],
-                        shadow: Vec::new(),
-                    }),
-                }
+        shapes: &mut Shapes,
+        mut transaction: Transaction,
+        later: follow::Later<'_>,
+    ) -> Result<Ways> {
+        keys::fill_missing_uuids(session, &mut transaction).await?;
+        let mut ways = Ways::of(transaction);
+        let mut locals = Locals::default();
+        loop {
+            locals.resolve(session, self.catalog, &mut ways).await?;
+            if !follow::follow(session, self.catalog, shapes, &mut ways, later).await? {
+                return Ok(ways);
             }
         }
-        Ok(())
     }
 
     /// Gives a transaction its stamp and moves the states of its rows on.

@@ -1,6 +1,6 @@
 //! Reads captured changes and cuts them into transactions, in the order in which they are sealed.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::order;
@@ -32,6 +32,8 @@ pub(super) struct Image {
     pub(super) strange: Vec<(Arc<str>, Value)>,
     /// Keys of referenced rows, by [`crate::catalog::Class::slots`]; `None` is "none, or not found".
     pub(super) refs: Vec<Option<Arc<str>>>,
+    /// Slots that refer to a row which has no key then.
+    pub(super) unnamed: Vec<usize>,
     /// The row's key, once it is worked out.
     pub(super) key: Option<Arc<str>>,
 }
@@ -124,6 +126,43 @@ async fn postgres(session: &mut Session, limit: usize) -> Result<Raw> {
     let groups: Vec<Vec<Row>> = order.into_iter().map(|(_, rows)| rows).collect();
     let seqs = groups.iter().flatten().map(|row| row.int(0)).collect::<Result<_>>()?;
     Ok(Raw { groups, seqs, more })
+}
+
+/// The committed changes of some classes that are in no window yet (`seqs` is this one's), in order.
+/// SQLite's come without the keys that they refer to.
+pub(super) async fn beyond(
+    session: &mut Session,
+    catalog: &Catalog,
+    shapes: &mut Shapes,
+    classes: &BTreeSet<i32>,
+    seqs: &[i64],
+) -> Result<Vec<Change>> {
+    let dialect = session.dialect();
+    let rows = match dialect {
+        Dialect::Postgres => {
+            let sql = "SELECT seq, class_id, op, shape, columns, old_image, new_image, old_refs, \
+                       new_refs, changed_at FROM @sync_change WHERE seq <> ALL($1) \
+                       AND class_id = ANY($2) ORDER BY seq";
+            let classes = classes.iter().copied().map(i64::from).collect();
+            let binds = vec![Datum::Ints(seqs.to_vec()), Datum::Ints(classes)];
+            session.query(sql, binds).await?
+        }
+        Dialect::Sqlite => {
+            let seqs: HashSet<i64> = seqs.iter().copied().collect();
+            let mut rows = changes::read(session, i64::MAX).await?;
+            rows.retain(|row| {
+                let is = |n: usize| row.int(n).unwrap_or_default();
+                !seqs.contains(&is(0)) && classes.contains(&i32::try_from(is(1)).unwrap_or(0))
+            });
+            rows
+        }
+    };
+    learn_shapes(session, shapes, rows.iter()).await?;
+    let mut changes = Vec::with_capacity(rows.len());
+    for row in rows {
+        changes.extend(change(dialect, catalog, shapes, &row)?);
+    }
+    Ok(changes)
 }
 
 /// SQLite has one writer at a time: transactions lie one behind the other, cut at marks, and where
@@ -327,5 +366,5 @@ fn image(
     };
     keys.resize(slots, None);
     let refs = keys.into_iter().map(|key| key.map(Arc::from)).collect();
-    Ok(Image { values, strange, refs, key: None })
+    Ok(Image { values, strange, refs, unnamed: Vec::new(), key: None })
 }

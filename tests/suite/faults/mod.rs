@@ -7,3 +7,4 @@ mod chain;
 mod crashes;
 mod held;
 mod kit;
+mod unreadable;
