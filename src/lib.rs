@@ -1,5 +1,6 @@
 //! Branchline keeps a tree of databases in step over RabbitMQ, or over a spool directory.
 
+pub mod alarm;
 pub mod catalog;
 pub mod cli;
 pub mod config;

@@ -134,6 +134,9 @@ impl Config {
         for url in [Some(self.broker_url.as_str()), self.children_broker_url.as_deref()] {
             check_broker(url.unwrap_or("spool:."))?;
         }
+        if let Some(url) = &self.alarm_webhook {
+            check_scheme(url, &["http://"], "alarm_webhook")?;
+        }
         if let Some(url) = &self.database_url {
             check_scheme(url, &["postgres://", "postgresql://", "sqlite:"], "database_url")?;
         }

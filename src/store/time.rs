@@ -5,6 +5,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Now, by this machine's clock.
 #[must_use]
 pub fn now() -> i64 {
+    #[cfg(any(feature = "failpoints", debug_assertions))]
+    return millis(SystemTime::now()) + crate::failpoint::skew_ms();
+    #[cfg(not(any(feature = "failpoints", debug_assertions)))]
     millis(SystemTime::now())
 }
 

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::activity::Activity;
+use crate::alarm::Alarms;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::Result;
@@ -39,6 +40,8 @@ pub struct Engine {
     pub outbox: Notify,
     /// Who is busy, and since when nothing moved.
     pub activity: Activity,
+    /// What a person should know.
+    pub alarms: Alarms,
     /// This process, in the hellos it says.
     pub session: Uuid,
     transports: Mutex<HashMap<String, Arc<dyn Transport>>>,
@@ -103,6 +106,7 @@ impl Engine {
             wake,
             outbox: Notify::new(),
             activity: Activity::default(),
+            alarms: Alarms::default(),
             session: Uuid::new_v4(),
             transports: Mutex::default(),
             catalog: Mutex::default(),
