@@ -184,15 +184,18 @@ pub struct ClassSettings {
     /// own: `nextval('…')`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// How concurrent edits merge. Default `columns`. The root's setting holds for the whole tree.
-    #[serde(default)]
-    pub policy: Policy,
-    /// Columns that win or lose together.
+    /// How concurrent edits merge. The root's setting holds for the whole tree (default there:
+    /// `columns`): any other server says the same or nothing, else it holds the class's records.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
+    /// Columns that win or lose together. As `policy`, the root's word holds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub groups: Vec<Vec<String>>,
 }
 
 pub use crate::merge::Policy;
+use crate::merge::tree::Settings as MergeSettings;
+use crate::merge::{ClassMerge, MergeConfig};
 
 impl Default for Config {
     fn default() -> Self {
@@ -292,6 +295,22 @@ impl Config {
             spool_poll: self.spool_poll_every,
             ..Settings::default()
         }
+    }
+
+    /// What the configuration says of how classes merge.
+    ///
+    /// # Errors
+    /// [`Config`](crate::Kind::Config) when a column stands in two groups of its class.
+    pub fn merge_settings(&self) -> Result<MergeSettings> {
+        let said = self.classes.iter().filter(|c| c.policy.is_some() || !c.groups.is_empty());
+        let classes = said.map(|class| {
+            let policy = class.policy.unwrap_or_default();
+            let groups = class.groups.clone();
+            (class.name.clone(), ClassMerge { policy, groups, ..ClassMerge::PLAIN })
+        });
+        let checked = MergeConfig { classes: classes.collect() }.checked()?;
+        let settings = checked.classes.into_iter();
+        Ok(settings.map(|(name, class)| (name, (class.policy, class.groups))).collect())
     }
 
     /// What the configuration says of classes, for `track`.

@@ -4,6 +4,8 @@ pub mod catalog;
 pub mod cli;
 pub mod config;
 pub mod error;
+#[doc(hidden)]
+pub mod failpoint;
 pub mod id;
 pub mod interceptor;
 pub mod merge;

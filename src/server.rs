@@ -7,6 +7,7 @@
 //! [`Publisher`](crate::Publisher)'s.
 
 mod classes;
+mod held;
 mod links;
 mod records;
 
@@ -123,7 +124,9 @@ impl Server {
     /// [`Config`](crate::Kind::Config) for a table that is not under capture.
     pub async fn untrack(&self, tables: &[String]) -> Result<Vec<String>> {
         transaction!(self, session => {
-            let names = track::untrack(session, tables, relay::bounds(&self.config)).await?;
+            let settings = self.config.merge_settings()?;
+            let bounds = relay::bounds(&self.config);
+            let names = track::untrack(session, tables, &settings, bounds).await?;
             audit::note(session, &self.actor, "untrack", &names.join(", ")).await?;
             Ok(names)
         })
@@ -181,6 +184,7 @@ mod tests {
         spawnable(|server| server.join("", false));
         spawnable(|server| server.evict("a"));
         spawnable(|server| server.set_disabled("a", true));
+        spawnable(|server| server.drop_held(1));
         spawnable(|server| server.reset(None, None));
         spawnable(|server| server.records(None, None, 1));
         spawnable(|server| server.propagate(&[], None));

@@ -14,8 +14,9 @@ use crate::worker::Worker;
 pub(crate) async fn sync(context: &Context, idle: Duration) -> Result<End> {
     let worker = Worker::open(context.config.clone()).await?;
     let stop = stop_on_signals();
+    let moved = || format!("{} moved", count(worker.moved() as i64, "record"));
     let outcome = tokio::select! {
-        outcome = worker.sync(idle) => outcome?,
+        outcome = context.out.progress(moved, worker.sync(idle)) => outcome?,
         () = stop.cancelled() => {
             // What was in hand is repeated by the next run.
             return Err(Error::failed("stopped by a signal"));

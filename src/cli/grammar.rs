@@ -88,6 +88,11 @@ pub(crate) enum Command {
         #[command(flatten)]
         list: Select,
     },
+    /// Show what cannot go into the tables yet, try it again, or give it up
+    Held {
+        #[command(subcommand)]
+        command: Option<Held>,
+    },
     /// Show or change which class goes to whom
     Class {
         #[command(subcommand)]
@@ -112,8 +117,6 @@ pub(crate) enum Command {
     /// See a tree of seven servers at work, in a folder that goes away again
     Demo(Demo),
 
-    #[command(hide = true)]
-    Held(Later),
     #[command(hide = true)]
     Conflicts(Later),
     #[command(hide = true)]
@@ -263,6 +266,41 @@ pub(crate) enum Imports {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum Held {
+    /// Show what is held, the oldest first
+    List {
+        /// So many at the most
+        #[arg(long, value_name = "N", default_value_t = 1_000)]
+        limit: u32,
+    },
+    /// Show what is in one, and what it waits for
+    Show {
+        /// Its number
+        id: i64,
+        /// The rows' values as well
+        #[arg(long)]
+        values: bool,
+    },
+    /// Try it again at once
+    Retry {
+        /// The numbers
+        #[arg(value_name = "ID", required_unless_present = "all", conflicts_with = "all")]
+        ids: Vec<i64>,
+        /// All that is held
+        #[arg(long)]
+        all: bool,
+    },
+    /// Give one up: it does not go in here, and its sender is told
+    Drop {
+        /// Its number
+        id: i64,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum Class {
     /// Show the rules
     List {
@@ -364,7 +402,12 @@ mod tests {
             "check",
             "demo --keep --seed 3 --database-url postgres://h/x --broker-url amqp://h",
             "verify --repair",
+            "held",
             "held list",
+            "held show 3 --values",
+            "held retry 3 4",
+            "held retry --all",
+            "held drop 3 --yes",
             "export x.bundle",
         ] {
             let words = std::iter::once("branchline").chain(line.split(' '));
@@ -374,9 +417,15 @@ mod tests {
 
     #[test]
     fn contradictions_are_refused() {
-        for line in
-            ["track a --all", "untrack", "invite x --load --no-load", "class exclude", "nothing"]
-        {
+        for line in [
+            "track a --all",
+            "untrack",
+            "invite x --load --no-load",
+            "class exclude",
+            "held retry",
+            "held retry 1 --all",
+            "nothing",
+        ] {
             let words = std::iter::once("branchline").chain(line.split(' '));
             assert_eq!(Cli::try_parse_from(words).unwrap_err().exit_code(), 2, "{line}");
         }

@@ -8,6 +8,7 @@ mod classes;
 mod demo;
 mod exchange;
 mod grammar;
+mod held;
 mod links;
 mod metrics;
 mod output;
@@ -73,6 +74,13 @@ pub fn main(
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     telemetry::start(&cli, environment.get("BRANCHLINE_LOG").map(String::as_str));
+    #[cfg(any(feature = "failpoints", debug_assertions))]
+    if let Some(plan) = environment.get("BRANCHLINE_CRASH")
+        && let Err(error) = crate::failpoint::arm(plan)
+    {
+        report(&error, out);
+        return ExitCode::from(status(error.kind()));
+    }
     match run(cli, out, &environment) {
         Ok(End::Done) => ExitCode::SUCCESS,
         Ok(End::Differs) => ExitCode::from(3),
@@ -134,13 +142,13 @@ async fn dispatch(command: Command, global: &Global, context: &Context) -> Resul
         Command::Servers { command } => links::servers(context, command).await,
         Command::Records { command, list } => records::records(context, command, list).await,
         Command::Imports { command, list } => records::imports(context, command, list).await,
+        Command::Held { command } => held::held(context, command).await,
         Command::Class { command } => classes::class(context, command).await,
         Command::Cleanup(arguments) => records::cleanup(context, arguments.age).await,
         Command::Check => check::check(context).await,
         Command::Audit { limit } => records::audit(context, limit).await,
         Command::Transmissions { limit } => records::transmissions(context, limit).await,
         Command::Demo(arguments) => demo::demo(context, global, &arguments).await,
-        Command::Held(_) => later("held"),
         Command::Conflicts(_) => later("conflicts"),
         Command::Verify(_) => later("verify"),
         Command::Export(_) => later("export"),

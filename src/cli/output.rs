@@ -5,7 +5,13 @@ use std::io::{IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use indicatif::ProgressBar;
 use serde_json::Value;
+
+/// What takes less is not worth a word.
+const SHOWN_AFTER: Duration = Duration::from_millis(500);
+/// How often progress is drawn.
+const TICK_EVERY: Duration = Duration::from_millis(100);
 
 /// Where and how a command prints.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +43,35 @@ impl Output {
     /// What a person should know beside the answer; on standard error.
     pub(crate) fn note(&self, text: impl AsRef<str>) {
         let _ = writeln!(std::io::stderr(), "{}", text.as_ref());
+    }
+
+    /// Runs `work`, and shows that it goes on where that takes long and there is a terminal: on
+    /// standard error, with what `state` says, gone when it is done.
+    pub(crate) async fn progress<T>(
+        &self,
+        state: impl Fn() -> String,
+        work: impl Future<Output = T>,
+    ) -> T {
+        if self.json || !std::io::stderr().is_terminal() {
+            return work.await;
+        }
+        let bar = ProgressBar::new_spinner();
+        let mut work = std::pin::pin!(work);
+        let mut tick = tokio::time::interval(TICK_EVERY);
+        loop {
+            tokio::select! {
+                done = &mut work => {
+                    bar.finish_and_clear();
+                    return done;
+                }
+                _ = tick.tick() => {
+                    if bar.elapsed() >= SHOWN_AFTER {
+                        bar.set_message(state());
+                        bar.tick();
+                    }
+                }
+            }
+        }
     }
 
     /// A table for people, or a sentence where there is nothing to show. Columns whose header begins

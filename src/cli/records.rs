@@ -179,7 +179,8 @@ pub(crate) async fn imports(
 
 pub(crate) async fn cleanup(context: &Context, age: Option<Duration>) -> Result<End> {
     let age = age.unwrap_or(context.config.cleanup_age);
-    let done = context.server().await?.cleanup(age).await?;
+    let server = context.server().await?;
+    let done = context.out.progress(|| "cleaning up".to_owned(), server.cleanup(age)).await?;
     let parts = [
         (done.records, "record"),
         (done.server_records, "delivery"),

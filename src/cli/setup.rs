@@ -68,7 +68,9 @@ pub(crate) async fn track(context: &Context, arguments: Track) -> Result<End> {
         assume_plain: arguments.assume_plain,
         ..context.config.track_request()
     };
-    let report = context.server().await?.track(request).await?;
+    let server = context.server().await?;
+    let what = || "reading the catalog, writing triggers".to_owned();
+    let report = context.out.progress(what, server.track(request)).await?;
     print(context, &report);
     if report.refusals.is_empty() {
         return Ok(End::Done);

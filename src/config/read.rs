@@ -246,7 +246,10 @@ mod tests {
         assert_eq!(config.resend_after, Duration::from_secs(90));
         assert_eq!(config.queue_type, QueueType::Classic);
         assert_eq!(config.references.len(), 2);
-        assert_eq!(config.classes[0].policy, Policy::DeleteWins);
+        assert_eq!(config.classes[0].policy, Some(Policy::DeleteWins));
+        let merge = config.merge_settings().unwrap();
+        assert_eq!(merge["obs"].0, Policy::DeleteWins);
+        assert_eq!(merge["obs"].1, [["unit", "value"]], "sorted, as the root's are");
         assert!(!format!("{config:?}").contains(":p@"));
     }
 

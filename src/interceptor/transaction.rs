@@ -9,6 +9,7 @@ use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncPgConnection, TransactionManager};
 
 use super::{Intercepted, SyncConnection};
+use crate::failpoint::crash_point;
 
 /// An async closure of which the future is known to be `Send`; implemented by all of them.
 /// diesel-async has the same, but keeps it to itself.
@@ -46,7 +47,10 @@ impl<C: Intercepted> TransactionManager<SyncConnection<C>> for SyncTransactionMa
     }
 
     async fn commit_transaction(conn: &mut SyncConnection<C>) -> QueryResult<()> {
-        conn.inner.commit(&conn.wake).await
+        crash_point!("host.wrote");
+        conn.inner.commit(&conn.wake).await?;
+        crash_point!("host.committed");
+        Ok(())
     }
 
     fn transaction_manager_status_mut(

@@ -24,6 +24,19 @@ pub enum Policy {
     Hold,
 }
 
+impl Policy {
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Columns => "columns",
+            Self::Row => "row",
+            Self::DeleteWins => "delete-wins",
+            Self::Hold => "hold",
+        }
+    }
+}
+
 /// How one class merges, and what of its shape must be the same on every server.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -263,6 +276,7 @@ mod tests {
             (Policy::Hold, "\"hold\""),
         ] {
             assert_eq!(serde_json::to_string(&policy).unwrap(), name);
+            assert_eq!(format!("\"{}\"", policy.as_str()), name);
         }
     }
 }

@@ -14,6 +14,7 @@ mod pack;
 pub mod row;
 pub mod stamp;
 mod stored;
+pub mod tree;
 
 #[cfg(test)]
 mod laws;
@@ -24,3 +25,4 @@ pub use config::{ClassMerge, MergeConfig, Policy};
 pub use join::{Conflict, Fate, Joined, Won, newest};
 pub use row::{Presence, RowState};
 pub use stamp::{Clock, Seen, Stamp, Time};
+pub use tree::TreeMerge;

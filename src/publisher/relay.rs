@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::id::RecordId;
 use crate::record::batch::Tree;
 use crate::record::header::{self, Header, MessageKind};
@@ -28,10 +29,12 @@ pub async fn seal(engine: &Engine) -> Result<usize> {
             return Ok(records);
         }
         let _busy = engine.activity.busy();
+        crash_point!("seal.begun");
         let mut session = engine.store.begin().await?;
         seal::lock(&mut session).await?;
         let mut context = engine.context(&mut session).await?;
         let more = seal_in(engine, &mut session, &mut context).await?;
+        crash_point!("seal.sealed");
         session.commit().await?;
         records += more.records;
         engine.activity.moved(more.records);
@@ -75,6 +78,7 @@ pub async fn seal_in(
         catalog: &context.catalog,
         identity: context.identity.clone(),
         neighbours: &context.neighbours,
+        merge: &context.merge,
         bounds,
     };
     let sealed = sealer.seal(session, &mut context.actors, &mut shapes).await?;
@@ -146,6 +150,7 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
     let ready = prepare(engine, &mut session, &context, neighbour, waiting, now).await?;
     session.commit().await?;
 
+    crash_point!("publish.numbered");
     let transport = engine.transport_of(neighbour)?;
     let (messages, records): (Vec<_>, Vec<_>) =
         ready.into_iter().map(|ready| (ready.outgoing, (ready.number, ready.records))).unzip();
@@ -153,6 +158,7 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
         Ok(outcomes) => outcomes,
         Err(error) => vec![Outcome::Refused(error.chain()); records.len()],
     };
+    crash_point!("publish.confirmed");
 
     let mut session = engine.store.begin().await?;
     let mut published = 0;
@@ -171,6 +177,7 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
     }
     settle::release(&mut session, neighbour, engine.session).await?;
     session.commit().await?;
+    crash_point!("publish.sent");
     engine.activity.moved(published);
     match refused {
         None => Ok(published),

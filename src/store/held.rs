@@ -1,5 +1,9 @@
 //! `sync_held`: records that cannot go into the tables yet, and messages that do not decode.
 
+pub mod answers;
+pub mod messages;
+
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -11,7 +15,8 @@ use super::session::{Datum, Session};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
-use crate::record::{RowId, payload};
+use crate::record::{Body, RowId, payload};
+use crate::state::State;
 
 /// Why something is held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,6 +33,12 @@ pub enum HoldKind {
     Missing,
     /// It builds on a change that is not here.
     Gap,
+    /// Another row has its value of a unique column.
+    UniqueClash,
+    /// Its edits are concurrent, and the policy of their class is `hold`.
+    Undecided,
+    /// A class merges otherwise here than the root of the tree says.
+    MergeDiffers,
     /// It does not decode, or is not who it says.
     Undecodable,
     /// A row of this server that has no key and so no name elsewhere; `server_id` is 0.
@@ -45,6 +56,9 @@ impl HoldKind {
             Self::Refused => "REFUSED",
             Self::Missing => "MISSING_ROW",
             Self::Gap => "GAP",
+            Self::UniqueClash => "UNIQUE_CLASH",
+            Self::Undecided => "UNDECIDED",
+            Self::MergeDiffers => "MERGE_DIFFERS",
             Self::Undecodable => "UNDECODABLE",
             Self::Keyless => "NO_KEY",
         }
@@ -68,14 +82,44 @@ pub(super) fn pack<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>>
         .map_err(|error| Error::failed("a held record cannot be stored").with_source(error))
 }
 
-/// First wait before a held record is tried again; doubles up to [`WAIT_MAX_MS`].
-const WAIT_MS: i64 = 10_000;
+/// The longest wait before a held record is tried again.
 const WAIT_MAX_MS: i64 = 3_600_000;
 
-/// How long after the `tries`th failure the next try is due.
-fn wait_ms(tries: i64) -> i64 {
-    let doubled = u32::try_from(tries.clamp(0, 20)).unwrap_or(20);
-    WAIT_MS.saturating_mul(1 << doubled).min(WAIT_MAX_MS)
+/// How often what is held is tried again by the clock.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// The first wait, in ms; it doubles with each try, up to an hour.
+    pub retry_after_ms: i64,
+    /// Tries by the clock before only a cause or a person tries it again.
+    pub retries_max: i64,
+}
+
+impl Patience {
+    /// When the next try is due after `tries` failures; `None`: it is given up.
+    fn next(self, tries: i64, now: i64) -> Option<i64> {
+        let doubled = u32::try_from(tries.clamp(0, 20)).unwrap_or(20);
+        let wait = self.retry_after_ms.max(1).saturating_mul(1 << doubled).min(WAIT_MAX_MS);
+        (tries < self.retries_max).then(|| now.saturating_add(wait))
+    }
+}
+
+/// What a record is tried against beside its rows: another schema is a cause to try again.
+async fn schema(session: &mut Session) -> Result<String> {
+    let row = session
+        .query_one(
+            "SELECT count(*), coalesce(max(id), 0), coalesce(sum(shape), 0), \
+             coalesce(sum(length(definition)), 0), max(tracked_at) FROM @sync_tracked",
+            vec![],
+        )
+        .await?;
+    Ok(format!(
+        "{} {} {} {} {:?}",
+        row.int(0)?,
+        row.int(1)?,
+        row.int(2)?,
+        row.int(3)?,
+        row.opt_time(4)?
+    ))
 }
 
 /// Sets a record aside with the rows that it waits for.
@@ -85,14 +129,16 @@ pub(super) async fn write(
     server: i64,
     record: &Incoming,
     hold: &Hold,
+    patience: Patience,
     now: i64,
 ) -> Result<()> {
+    let known = schema(session).await?;
     let payload = pack(record.parts.iter().map(|(bytes, _)| bytes.as_ref()))?;
     let classes = record.classes();
     let row = session
         .query_one(
             "INSERT INTO @sync_held (original_uuid, uuid, server_id, kind, reason, classes, payload, \
-             next_attempt, held_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) \
+             next_attempt, held_at, known) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
              ON CONFLICT (original_uuid) DO UPDATE SET kind = excluded.kind, reason = excluded.reason \
              RETURNING id",
             vec![
@@ -103,8 +149,9 @@ pub(super) async fn write(
                 hold.text.as_str().into(),
                 classes.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join(",").into(),
                 payload.into(),
-                Datum::time(now + wait_ms(0)),
+                time(patience.next(0, now)),
                 Datum::time(now),
+                known.into(),
             ],
         )
         .await?;
@@ -128,28 +175,9 @@ async fn needs(session: &mut Session, catalog: &Catalog, held: i64, rows: &[RowI
     Ok(())
 }
 
-/// Keeps a message that does not decode, as it came.
-pub async fn write_undecodable(
-    session: &mut Session,
-    server: i64,
-    message: &[u8],
-    reason: &str,
-    now: i64,
-) -> Result<()> {
-    session
-        .execute(
-            "INSERT INTO @sync_held (server_id, kind, reason, classes, payload, held_at) \
-             VALUES ($1, $2, $3, '', $4, $5)",
-            vec![
-                server.into(),
-                HoldKind::Undecodable.as_str().into(),
-                reason.into(),
-                message.to_vec().into(),
-                Datum::time(now),
-            ],
-        )
-        .await?;
-    Ok(())
+/// A time, or none.
+fn time(millis: Option<i64>) -> Datum {
+    millis.map_or(Datum::Time(None), Datum::time)
 }
 
 /// A held record that may go in now.
@@ -163,50 +191,49 @@ pub struct Due {
     pub incoming: Incoming,
 }
 
-/// Held records that are due by the clock, or wait for one of `rows`; oldest first.
-pub async fn due(
-    session: &mut Session,
-    catalog: &Catalog,
-    rows: &[RowId],
-    now: i64,
-    limit: i64,
-) -> Result<Vec<Due>> {
-    let some = session
-        .query_one(
-            "SELECT EXISTS (SELECT 1 FROM @sync_held WHERE original_uuid IS NOT NULL)",
-            vec![],
-        )
-        .await?;
-    if !some.flag(0)? {
+/// Held records that are due by the clock, or by a cause: another schema than they were tried
+/// against, or a row that they wait for. Oldest first.
+pub async fn due(session: &mut Session, now: i64, limit: usize) -> Result<Vec<Due>> {
+    let some = "SELECT EXISTS (SELECT 1 FROM @sync_held WHERE original_uuid IS NOT NULL)";
+    if !session.query_one(some, vec![]).await?.flag(0)? {
         return Ok(Vec::new());
     }
-    let mut ids: Vec<i64> = Vec::new();
+    let known = schema(session).await?;
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let found = session
         .query(
-            "SELECT id FROM @sync_held h WHERE original_uuid IS NOT NULL AND (next_attempt <= $1 \
-             OR (kind IN ('UNKNOWN_CLASS', 'UNKNOWN_COLUMN') AND EXISTS \
-             (SELECT 1 FROM @sync_tracked t WHERE t.tracked_at > h.held_at))) ORDER BY id LIMIT $2",
-            vec![Datum::time(now), limit.into()],
+            "SELECT id FROM @sync_held WHERE original_uuid IS NOT NULL \
+             AND (next_attempt <= $1 OR coalesce(known, '') <> $2) ORDER BY id LIMIT $3",
+            vec![Datum::time(now), known.into(), limit.into()],
         )
         .await?;
-    for row in found {
-        ids.push(row.int(0)?);
+    let ids = found.iter().map(|row| row.int(0)).collect::<Result<Vec<i64>>>()?;
+    load(session, ids).await
+}
+
+/// Makes the lines due that wait for one of `rows`, which were written in this transaction. Says how
+/// many.
+pub async fn stir(session: &mut Session, catalog: &Catalog, rows: &[RowId]) -> Result<u64> {
+    let some = "SELECT EXISTS (SELECT 1 FROM @sync_held_need)";
+    if rows.is_empty() || !session.query_one(some, vec![]).await?.flag(0)? {
+        return Ok(0);
     }
+    let mut by_class: BTreeMap<i32, Vec<String>> = BTreeMap::new();
     for row in rows {
-        let Some(class) = catalog.ids.get(&row.class) else { continue };
-        let found = session
-            .query(
-                "SELECT held_id FROM @sync_held_need WHERE class_id = $1 AND key = $2",
-                vec![(*class).into(), row.key.to_string().into()],
-            )
-            .await?;
-        for row in found {
-            ids.push(row.int(0)?);
+        if let Some(class) = catalog.ids.get(&row.class) {
+            by_class.entry(*class).or_default().push(row.key.to_string());
         }
     }
-    ids.sort_unstable();
-    ids.dedup();
-    load(session, ids).await
+    let any = session.dialect().any("key", 2);
+    let sql = format!(
+        "UPDATE @sync_held SET known = NULL WHERE id IN \
+         (SELECT held_id FROM @sync_held_need WHERE class_id = $1 AND {any})"
+    );
+    let mut count = 0;
+    for (class, keys) in by_class {
+        count += session.execute(&sql, vec![class.into(), keys.into()]).await?;
+    }
+    Ok(count)
 }
 
 async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
@@ -220,16 +247,12 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
     );
     let mut list = Vec::new();
     for row in session.query(&sql, vec![Datum::Ints(ids)]).await? {
-        let kept: Kept = rmp_serde::from_slice(row.bytes(3)?)
-            .map_err(|error| Error::decode("a held record is damaged").with_source(error))?;
-        let parts = kept.0.iter().map(|part| part.as_slice());
-        let body = payload::decode_parts(parts)?;
         list.push(Due {
             id: row.int(0)?,
             server: row.int(2)?,
             incoming: Incoming {
                 uuid: RecordId(row.uuid(1)?),
-                body,
+                body: body(row.bytes(3)?)?,
                 parts: Vec::new(),
                 places: Vec::new(),
             },
@@ -238,48 +261,132 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
     Ok(list)
 }
 
-/// Notes that a held record was tried again in vain. Says whether it is given up now: after `max`
-/// tries only a cause or a person tries it again.
+/// What the payload of a held record says.
+///
+/// # Errors
+/// [`Decode`](crate::Kind::Decode) when it is damaged.
+pub fn body(payload: &[u8]) -> Result<Body> {
+    let kept: Kept = rmp_serde::from_slice(payload)
+        .map_err(|error| Error::decode("a held record is damaged").with_source(error))?;
+    payload::decode_parts(kept.0.iter().map(|part| part.as_slice()))
+}
+
+/// The lines of held records that came once more, by the record that first caused them. A sender
+/// that delivers again is a cause to try again; one that was given up begins anew.
+pub(super) async fn reopen(
+    session: &mut Session,
+    originals: Vec<RecordId>,
+    now: i64,
+) -> Result<HashMap<RecordId, i64>> {
+    if originals.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let list: Vec<uuid::Uuid> = originals.into_iter().map(|original| original.0).collect();
+    let sql = format!(
+        "UPDATE @sync_held SET {AT_ONCE} WHERE {} RETURNING original_uuid, id",
+        session.dialect().any("original_uuid", 2)
+    );
+    let rows = session.query(&sql, vec![Datum::time(now), list.into()]).await?;
+    rows.iter().map(|row| Ok((RecordId(row.uuid(0)?), row.int(1)?))).collect()
+}
+
+/// Makes a line due, and gives one that was given up its tries back.
+const AT_ONCE: &str = "retry_count = CASE WHEN next_attempt IS NULL THEN 0 ELSE retry_count END, \
+    next_attempt = $1";
+
+/// Makes held lines due at once: these, or all.
+pub async fn at_once(session: &mut Session, ids: Option<&[i64]>, now: i64) -> Result<u64> {
+    let mut binds = vec![Datum::time(now)];
+    let mut sql = format!("UPDATE @sync_held SET {AT_ONCE}");
+    if let Some(ids) = ids {
+        sql.push_str(&format!(" WHERE {}", session.dialect().any("id", 2)));
+        binds.push(Datum::Ints(ids.to_vec()));
+    }
+    session.execute(&sql, binds).await
+}
+
+/// Notes that a held record was tried again in vain. A try by the clock counts; says whether it is
+/// given up now: then only a cause or a person tries it again.
 pub(super) async fn again(
     session: &mut Session,
     catalog: &Catalog,
     id: i64,
     hold: &Hold,
+    patience: Patience,
     now: i64,
-    max: i64,
 ) -> Result<bool> {
-    let row = session
-        .query_one(
-            "UPDATE @sync_held SET kind = $2, reason = $3, retry_count = retry_count + 1 \
-             WHERE id = $1 RETURNING retry_count",
-            vec![id.into(), hold.kind.as_str().into(), hold.text.as_str().into()],
-        )
-        .await?;
-    let tries = row.int(0)?;
-    let stopped = tries >= max;
-    if matches!(hold.kind, HoldKind::Class | HoldKind::Column) {
-        // Until the schema changes once more.
-        session
-            .execute(
-                "UPDATE @sync_held SET held_at = $2 WHERE id = $1",
-                vec![id.into(), Datum::time(now)],
-            )
-            .await?;
-    }
-    let next = if stopped { Datum::Time(None) } else { Datum::time(now + wait_ms(tries)) };
-    session
-        .execute("UPDATE @sync_held SET next_attempt = $2 WHERE id = $1", vec![id.into(), next])
-        .await?;
+    let known = schema(session).await?;
+    let stopped = tried(session, id, hold.kind, &hold.text, &known, patience, now).await?;
     session.execute("DELETE FROM @sync_held_need WHERE held_id = $1", vec![id.into()]).await?;
     needs(session, catalog, id, &hold.needs).await?;
+    if stopped {
+        let state = State::FailedAndStopped.as_str();
+        answers::note(session, &[id], state, Some(&hold.text)).await?;
+    }
     Ok(stopped)
 }
 
-/// Removes held records that went in.
+/// Notes a try, and when the next is due.
+async fn tried(
+    session: &mut Session,
+    id: i64,
+    kind: HoldKind,
+    text: &str,
+    known: &str,
+    patience: Patience,
+    now: i64,
+) -> Result<bool> {
+    let row = session
+        .query_one(
+            "UPDATE @sync_held SET kind = $2, reason = $3, known = $4, \
+             retry_count = retry_count + CASE WHEN next_attempt <= $5 THEN 1 ELSE 0 END \
+             WHERE id = $1 RETURNING retry_count, next_attempt",
+            vec![id.into(), kind.as_str().into(), text.into(), known.into(), Datum::time(now)],
+        )
+        .await?;
+    let Some(due) = row.opt_time(1)? else { return Ok(true) };
+    if due > now {
+        return Ok(false);
+    }
+    let next = patience.next(row.int(0)?, now);
+    session
+        .execute(
+            "UPDATE @sync_held SET next_attempt = $2 WHERE id = $1",
+            vec![id.into(), time(next)],
+        )
+        .await?;
+    Ok(next.is_none())
+}
+
+/// Removes held records that went in; whoever sent them is to be told.
 pub async fn done(session: &mut Session, ids: &[i64]) -> Result<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    answers::note(session, ids, State::Committed.as_str(), None).await?;
+    remove(session, ids).await
+}
+
+/// Removes lines.
+pub(super) async fn remove(session: &mut Session, ids: &[i64]) -> Result<()> {
     for table in ["@sync_held_need WHERE held_id = $1", "@sync_held WHERE id = $1"] {
         let binds = ids.iter().map(|id| vec![Datum::from(*id)]).collect();
         session.execute_each(&format!("DELETE FROM {table}"), binds).await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Patience;
+
+    #[test]
+    fn the_wait_doubles_up_to_an_hour_and_ends() {
+        let patience = Patience { retry_after_ms: 5_000, retries_max: 20 };
+        let waits: Vec<_> = (0..21).map(|tries| patience.next(tries, 1_000)).collect();
+        assert_eq!(waits[..3], [Some(6_000), Some(11_000), Some(21_000)]);
+        assert_eq!(waits[19], Some(3_601_000));
+        assert_eq!(waits[20], None);
+        assert_eq!(Patience { retry_after_ms: 0, retries_max: 0 }.next(0, 0), None);
+    }
 }

@@ -219,30 +219,63 @@ impl Session {
 
 /// Replaces `@sync_…` by what the database calls it.
 fn qualify(sql: &str, dialect: Dialect) -> String {
-    match dialect {
-        Dialect::Postgres => sql.replace("@sync_", "branchline.sync_"),
-        Dialect::Sqlite => sql.replace("@sync_", "sync_"),
+    let mut text = String::with_capacity(sql.len());
+    for (part, quoted) in Parts(sql) {
+        match dialect {
+            _ if quoted => text.push_str(part),
+            Dialect::Postgres => text.push_str(&part.replace("@sync_", "branchline.sync_")),
+            Dialect::Sqlite => text.push_str(&part.replace("@sync_", "sync_")),
+        }
+    }
+    text
+}
+
+/// SQL text by its parts: what stands in quotes (a literal, a name of the host's, which may hold
+/// anything), and what stands between.
+struct Parts<'a>(&'a str);
+
+impl<'a> Iterator for Parts<'a> {
+    type Item = (&'a str, bool);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let first = self.0.chars().next()?;
+        let quote = |c: char| c == '\'' || c == '"';
+        let quoted = quote(first);
+        // A doubled quote within ends one part and begins the next: it is quoted all the same.
+        let end = match quoted {
+            true => self.0.get(1..).and_then(|rest| rest.find(first)).map(|n| n + 2),
+            false => self.0.find(quote),
+        };
+        let (part, rest) = self.0.split_at(end.unwrap_or(self.0.len()));
+        self.0 = rest;
+        Some((part, quoted))
     }
 }
 
 impl Sql {
-    /// Cuts `sql` at its `$n`. Text literals in our statements hold no `$`.
+    /// Cuts `sql` at its `$n`.
     pub(super) fn parse(sql: &str, dialect: Dialect) -> Self {
         let sql = qualify(sql, dialect);
         let (mut texts, mut binds, mut text) = (Vec::new(), Vec::new(), String::new());
-        let mut chars = sql.chars().peekable();
-        while let Some(c) = chars.next() {
-            if c != '$' || !chars.peek().is_some_and(char::is_ascii_digit) {
-                text.push(c);
+        for (part, quoted) in Parts(&sql) {
+            if quoted {
+                text.push_str(part);
                 continue;
             }
-            let mut number = 0_usize;
-            while let Some(digit) = chars.peek().and_then(|c| c.to_digit(10)) {
-                number = number * 10 + digit as usize;
-                chars.next();
+            let mut chars = part.chars().peekable();
+            while let Some(c) = chars.next() {
+                if c != '$' || !chars.peek().is_some_and(char::is_ascii_digit) {
+                    text.push(c);
+                    continue;
+                }
+                let mut number = 0_usize;
+                while let Some(digit) = chars.peek().and_then(|c| c.to_digit(10)) {
+                    number = number.saturating_mul(10).saturating_add(digit as usize);
+                    chars.next();
+                }
+                texts.push(std::mem::take(&mut text));
+                binds.push(number.saturating_sub(1));
             }
-            texts.push(std::mem::take(&mut text));
-            binds.push(number.saturating_sub(1));
         }
         texts.push(text);
         Self { texts, binds }
@@ -416,6 +449,18 @@ mod tests {
         assert_eq!(sql.binds, [1, 0, 9]);
         let sql = Sql::parse("SELECT 1 FROM @sync_record", Dialect::Sqlite);
         assert_eq!(sql.texts, ["SELECT 1 FROM sync_record"]);
+    }
+
+    #[test]
+    fn what_stands_in_quotes_is_left_alone() {
+        let sql =
+            r#"SELECT "a$1""$2@sync_x", '$3 "' || $1 FROM @sync_row AS "it's" WHERE "b'" = $2"#;
+        let sql = Sql::parse(sql, Dialect::Postgres);
+        let between = r#" FROM branchline.sync_row AS "it's" WHERE "b'" = "#;
+        assert_eq!(sql.texts, [r#"SELECT "a$1""$2@sync_x", '$3 "' || "#, between, ""]);
+        assert_eq!(sql.binds, [0, 1]);
+        let cut = Sql::parse("SELECT 'é$1", Dialect::Sqlite);
+        assert_eq!(cut.texts, ["SELECT 'é$1"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! sender, and only after that to the broker. A crash at any point repeats work and doubles no
 //! effect.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -11,14 +11,15 @@ use super::engine::{Context, Engine};
 use super::reply;
 use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
-use crate::id::RecordId;
+use crate::failpoint::crash_point;
+use crate::id::{RecordId, ServerId};
 use crate::publisher::relay::{self, millis};
-use crate::record::RowId;
 use crate::record::batch::{self, Tree};
 use crate::record::header::Opened;
 use crate::record::messages::{Group, Records};
 use crate::record::payload;
-use crate::store::apply::{Applied, Applier, Incoming, Outcome};
+use crate::rules::Rules;
+use crate::store::apply::{Applied, Applier, Incoming};
 use crate::store::books::Neighbour;
 use crate::store::rows::Found;
 use crate::store::session::{Dialect, Session};
@@ -28,7 +29,7 @@ use crate::store::{held, imports, outbox, seal, settle, time};
 const BUSY_TRIES_MAX: u32 = 50;
 
 /// Held records tried again at a time.
-const HELD_MAX: i64 = 200;
+const HELD_MAX: usize = 200;
 
 /// A `records` message whose header and signature are good.
 pub(super) struct Message {
@@ -74,6 +75,7 @@ pub(super) async fn deliver(
     messages: &[Message],
 ) -> Result<()> {
     let _busy = engine.activity.busy();
+    crash_point!("deliver.begun");
     let mut tries = 0;
     let (applied, last) = loop {
         match take_in(engine, neighbour, messages).await {
@@ -86,13 +88,15 @@ pub(super) async fn deliver(
             Err(error) => return Err(error),
         }
     };
+    crash_point!("apply.committed");
     engine.activity.moved(applied.outcomes.len());
     if applied.committed > 0 || applied.held > 0 {
         engine.outbox.notify_waiters();
     }
     reply::acknowledge(engine, neighbour, &applied.outcomes, last).await?;
-    if !applied.rows.is_empty() {
-        retry_held(engine, applied.rows).await?;
+    crash_point!("forward.waiting");
+    if applied.committed > 0 {
+        retry_held(engine).await?;
     }
     Ok(())
 }
@@ -106,6 +110,7 @@ async fn take_in(
     let mut session = engine.store.begin().await?;
     match take_in_session(engine, &mut session, neighbour, messages).await {
         Ok(done) => {
+            crash_point!("apply.applied");
             session.commit().await?;
             Ok(done)
         }
@@ -139,6 +144,8 @@ async fn take_in_session(
     lock_rows(session, &context.catalog, &incoming).await?;
     relay::seal_all_in(engine, session, &mut context).await?;
     let applied = apply(engine, session, &mut context, neighbour, now, &incoming).await?;
+    // In this transaction: a crash must not leave a held record waiting for what is there.
+    held::stir(session, &context.catalog, &applied.rows).await?;
     Ok((applied, last))
 }
 
@@ -194,12 +201,13 @@ async fn apply(
     };
     let applier = Applier {
         catalog: &context.catalog,
+        merge: &context.merge,
         neighbours: &context.neighbours,
         source,
         rules,
         now,
         skew_hold_ms: millis(engine.config.clock_skew_hold),
-        retries_max: i64::from(engine.config.retries_max),
+        patience: engine.patience(),
     };
     applier.apply(session, &mut context.actors, incoming).await
 }
@@ -301,59 +309,91 @@ fn verify(context: &Context, group: &Group) -> Result<Verified> {
     Ok(Verified { tree, parts })
 }
 
-/// Tries held records again that wait for one of `rows`, or are due by the clock; and again, as
-/// long as one that goes in lets others in.
-pub(super) async fn retry_held(engine: &Engine, mut rows: Vec<RowId>) -> Result<()> {
+/// Tries held records again that are due, by the clock or by a cause; and again, as long as one that
+/// goes in lets others in. Then tells their senders.
+pub(super) async fn retry_held(engine: &Engine) -> Result<()> {
+    try_all_held(engine).await?;
+    reply::answer_left(engine).await
+}
+
+/// Tries held records that are due, and what those let in.
+pub(super) async fn try_all_held(engine: &Engine) -> Result<()> {
+    let mut tries = 0;
     loop {
-        let mut session = engine.store.begin().await?;
-        seal::lock(&mut session).await?;
-        let mut context = engine.context(&mut session).await?;
-        let now = time::now();
-        let due = held::due(&mut session, &context.catalog, &rows, now, HELD_MAX).await?;
-        if due.is_empty() {
-            session.rollback().await?;
-            return Ok(());
-        }
-        let _busy = engine.activity.busy();
-        lock_rows(&mut session, &context.catalog, due.iter().map(|due| &due.incoming)).await?;
-        relay::seal_all_in(engine, &mut session, &mut context).await?;
-        rows = Vec::new();
-        let mut answers: HashMap<i64, Vec<Outcome>> = HashMap::new();
-        let mut by_source: HashMap<i64, Vec<held::Due>> = HashMap::new();
-        for one in due {
-            by_source.entry(one.server).or_default().push(one);
-        }
-        for (server, due) in by_source {
-            let Some((source, rules)) = context.neighbours.iter().find(|(n, _)| n.id == server)
-            else {
-                continue;
-            };
-            let applier = Applier {
-                catalog: &context.catalog,
-                neighbours: &context.neighbours,
-                source,
-                rules,
-                now,
-                skew_hold_ms: millis(engine.config.clock_skew_hold),
-                retries_max: i64::from(engine.config.retries_max),
-            };
-            let applied = applier.retry(&mut session, &mut context.actors, &due).await?;
-            rows.extend(applied.rows);
-            engine.activity.moved(applied.committed);
-            let news = applied
-                .outcomes
-                .into_iter()
-                .filter(|outcome| outcome.state != crate::state::State::Failed);
-            answers.entry(server).or_default().extend(news);
-        }
-        session.commit().await?;
-        for (neighbour, _) in &context.neighbours {
-            if let Some(outcomes) = answers.get(&neighbour.id) {
-                reply::acknowledge(engine, neighbour, outcomes, (0, 0)).await?;
+        match try_held(engine).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => tries = 0,
+            Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
+                tries += 1;
+                tokio::time::sleep(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
             }
-        }
-        if rows.is_empty() {
-            return Ok(());
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// One transaction: tries what is due. Says how many that were.
+async fn try_held(engine: &Engine) -> Result<usize> {
+    let mut session = engine.store.begin().await?;
+    seal::lock(&mut session).await?;
+    let due = held::due(&mut session, time::now(), HELD_MAX).await?;
+    if due.is_empty() {
+        session.rollback().await?;
+        return Ok(0);
+    }
+    let _busy = engine.activity.busy();
+    let count = due.len();
+    match try_due(engine, &mut session, due).await {
+        Ok(committed) => {
+            crash_point!("held.tried");
+            session.commit().await?;
+            engine.activity.moved(committed);
+            if committed > 0 {
+                engine.outbox.notify_waiters();
+            }
+            Ok(count)
+        }
+        Err(error) => {
+            let _ = session.rollback().await;
+            Err(error)
+        }
+    }
+}
+
+async fn try_due(engine: &Engine, session: &mut Session, due: Vec<held::Due>) -> Result<usize> {
+    let mut context = engine.context(session).await?;
+    lock_rows(session, &context.catalog, due.iter().map(|due| &due.incoming)).await?;
+    relay::seal_all_in(engine, session, &mut context).await?;
+    let mut by_source: BTreeMap<i64, Vec<held::Due>> = BTreeMap::new();
+    for one in due {
+        by_source.entry(one.server).or_default().push(one);
+    }
+    let mut committed = 0;
+    for (server, due) in by_source {
+        // Of a neighbour that is gone: what it sent is as good as before.
+        let gone;
+        let (source, rules) = match context.neighbours.iter().find(|(n, _)| n.id == server) {
+            Some((source, rules)) => (source, rules),
+            None => {
+                let key = context.identity.signing_key.verifying_key();
+                let nobody = Neighbour::stranger(ServerId(uuid::Uuid::nil()), "evicted", key);
+                gone = (Neighbour { id: server, ..nobody }, Rules::default());
+                (&gone.0, &gone.1)
+            }
+        };
+        let applier = Applier {
+            catalog: &context.catalog,
+            merge: &context.merge,
+            neighbours: &context.neighbours,
+            source,
+            rules,
+            now: time::now(),
+            skew_hold_ms: millis(engine.config.clock_skew_hold),
+            patience: engine.patience(),
+        };
+        let applied = applier.retry(session, &mut context.actors, &due).await?;
+        held::stir(session, &context.catalog, &applied.rows).await?;
+        committed += applied.committed;
+    }
+    Ok(committed)
 }

@@ -13,9 +13,13 @@ use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::Result;
 use crate::interceptor::Wake;
+use crate::merge::TreeMerge;
+use crate::merge::tree::Settings;
+use crate::publisher::relay;
 use crate::rules::Rules;
 use crate::store::actors::Actors;
-use crate::store::books::{self, Identity, Neighbour, Role};
+use crate::store::books::{self, Identity, Neighbour, Role, merging};
+use crate::store::held::Patience;
 use crate::store::seal::Shapes;
 use crate::store::{Session, Store, track};
 use crate::transport::{self, Transport};
@@ -37,7 +41,12 @@ pub struct Engine {
     transports: Mutex<HashMap<String, Arc<dyn Transport>>>,
     catalog: Mutex<Option<(String, Arc<Catalog>)>>,
     shapes: Mutex<Shapes>,
+    merge_settings: Settings,
+    merge: Mutex<Option<Merge>>,
 }
+
+/// How classes merge, and what it was worked out from: the catalog, and the parent's word.
+type Merge = (Arc<Catalog>, Option<Vec<u8>>, Arc<TreeMerge>);
 
 /// What a transaction needs to know, as it is in that transaction.
 pub struct Context {
@@ -49,6 +58,8 @@ pub struct Context {
     pub actors: Actors,
     /// The tracked classes.
     pub catalog: Arc<Catalog>,
+    /// How they merge.
+    pub merge: Arc<TreeMerge>,
 }
 
 impl Context {
@@ -62,6 +73,7 @@ impl Context {
 impl Engine {
     /// Opens the database and checks that it is a server.
     pub async fn open(config: Config, wake: Wake) -> Result<Self> {
+        let merge_settings = config.merge_settings()?;
         let store = Store::connect(config.database_url()?, config.limits()).await?;
         let mut session = store.read().await?;
         books::identity(&mut session).await?;
@@ -77,6 +89,8 @@ impl Engine {
             transports: Mutex::default(),
             catalog: Mutex::default(),
             shapes: Mutex::default(),
+            merge_settings,
+            merge: Mutex::default(),
         })
     }
 
@@ -90,7 +104,35 @@ impl Engine {
         }
         let actors = Actors::load(session).await?;
         let catalog = self.catalog(session).await?;
-        Ok(Context { identity, neighbours, actors, catalog })
+        let root = !neighbours.iter().any(|(neighbour, _)| neighbour.role == Role::Parent);
+        let merge = self.merge(session, &catalog, root).await?;
+        Ok(Context { identity, neighbours, actors, catalog, merge })
+    }
+
+    /// How the tracked classes merge, worked out again when they or the parent's word changed.
+    async fn merge(
+        &self,
+        session: &mut Session,
+        catalog: &Arc<Catalog>,
+        root: bool,
+    ) -> Result<Arc<TreeMerge>> {
+        let told = if root { None } else { merging::stored(session).await? };
+        if let Some((of, by, merge)) = &*lock(&self.merge)
+            && Arc::ptr_eq(of, catalog)
+            && *by == told
+        {
+            return Ok(Arc::clone(merge));
+        }
+        let merge = Arc::new(merging::of(catalog, &self.merge_settings, told.as_deref()));
+        for (class, why) in merge.differing() {
+            tracing::error!(
+                class,
+                why,
+                "a class merges otherwise here than its tree's root says: its records are held"
+            );
+        }
+        *lock(&self.merge) = Some((Arc::clone(catalog), told, Arc::clone(&merge)));
+        Ok(merge)
     }
 
     /// The tracked classes, read again when `track` has changed them.
@@ -147,6 +189,15 @@ impl Engine {
         let transports: Vec<_> = lock(&self.transports).drain().map(|(_, each)| each).collect();
         for transport in transports {
             transport.close().await;
+        }
+    }
+
+    /// How often held records are tried again.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        Patience {
+            retry_after_ms: relay::millis(self.config.retry_after),
+            retries_max: i64::from(self.config.retries_max),
         }
     }
 

@@ -1,13 +1,15 @@
 //! Hello: who speaks, in which incarnation and session, and what it knows of the tree. Said on each
 //! start, every minute, and when a server of the tree became known.
 
+use serde_bytes::ByteBuf;
+
 use super::engine::{Context, Engine};
 use super::reply;
 use crate::error::{Error, Result};
 use crate::id::Actor;
 use crate::record::header::{FORMAT, MessageKind};
 use crate::record::messages::{Hello, KnownOrigin, Welcome};
-use crate::store::books::{Identity, Neighbour, joining};
+use crate::store::books::{Identity, Neighbour, Role, joining, merging};
 use crate::store::session::{Datum, Session};
 use crate::store::time;
 use crate::transport::Lane;
@@ -36,13 +38,42 @@ pub(super) fn origins(context: &Context) -> Vec<KnownOrigin> {
     list
 }
 
+/// How classes merge in the tree, as those below are told: the root's own word, or what our parent
+/// told us; nothing while it has not.
+pub(super) async fn merge(session: &mut Session, context: &Context) -> Result<ByteBuf> {
+    let root = !context.neighbours.iter().any(|(neighbour, _)| neighbour.role == Role::Parent);
+    let bytes = match merging::stored(session).await? {
+        _ if root => context.merge.config().clone().checked()?.to_bytes()?,
+        told => told.unwrap_or_default(),
+    };
+    Ok(ByteBuf::from(bytes))
+}
+
+/// Takes in how the parent says that classes merge. A word that cannot be read is no reason not to
+/// hear the rest.
+async fn told(session: &mut Session, neighbour: &Neighbour, merge: &[u8]) -> Result<()> {
+    match merging::told(session, merge).await {
+        Ok(true) => tracing::info!(link.peer = %neighbour.nickname, "the tree merges anew"),
+        Ok(false) => {}
+        Err(error) if error.holds_record() => {
+            tracing::error!(link.peer = %neighbour.nickname, error = %error.chain(), "how the tree merges cannot be read");
+        }
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
 /// Says hello to a neighbour.
 pub(super) async fn say(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
     let mut session = engine.store.read().await?;
     let context = engine.context(&mut session).await?;
+    let merge = match neighbour.role {
+        Role::Child => merge(&mut session, &context).await?,
+        Role::Parent => ByteBuf::new(),
+    };
     session.rollback().await?;
     let Some((now_known, _)) = context.neighbour(neighbour.id) else { return Ok(()) };
-    let body = hello(engine, &context, now_known).encode()?;
+    let body = Hello { merge, ..hello(engine, &context, now_known) }.encode()?;
     reply::send(engine, neighbour, MessageKind::Hello, Lane::Records, &body).await
 }
 
@@ -87,6 +118,9 @@ pub(super) async fn heard(
         );
     }
     let new = learn(session, context, &hello.origins).await?;
+    if neighbour.role == Role::Parent {
+        told(session, neighbour, &hello.merge).await?;
+    }
     session
         .execute(
             "UPDATE @sync_server SET nickname = $2, incarnation = $3, session = $4, format = $5, \
@@ -137,6 +171,7 @@ pub(super) async fn welcomed(
         return joining::refused(session, parent.id, &welcome.reason).await;
     }
     learn(session, context, &welcome.origins).await?;
+    told(session, parent, &welcome.merge).await?;
     tracing::info!(link.peer = %parent.nickname, "joined");
     joining::accepted(session, parent.id, welcome.tree_id, time::now()).await
 }

@@ -1,6 +1,7 @@
 //! The parent's half of joining: requests are checked against the invitation, and answered.
 
 use bytes::Bytes;
+use serde_bytes::ByteBuf;
 
 use super::engine::{Context, Engine};
 use super::{hello, reply};
@@ -42,6 +43,7 @@ pub(super) async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
         reason: reason.clone(),
         tree_id: context.identity.tree_id,
         nickname: context.identity.nickname.clone(),
+        merge: if accepted { hello::merge(&mut session, &context).await? } else { ByteBuf::new() },
         origins: if accepted { hello::origins(&context) } else { Vec::new() },
         ..Welcome::default()
     };

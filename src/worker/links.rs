@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,7 @@ use super::engine::Engine;
 use super::tasks::{Duty, supervise};
 use super::{hello, joins, reply};
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::publisher::relay;
 use crate::record::header::MessageKind;
 use crate::record::messages::{Hello, Load, Records, Welcome};
@@ -168,6 +170,7 @@ async fn acks(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationToken
         };
         let bodies: Vec<_> = list.iter().map(|delivery| delivery.body.clone()).collect();
         reply::settle(&engine, &neighbour, &bodies).await?;
+        crash_point!("settle.settled");
         consumer.acknowledge(last.tag).await?;
         engine.activity.succeeded(&who);
     }
@@ -187,6 +190,7 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
         };
         let tag = last.tag;
         take(&engine, &neighbour, list).await?;
+        crash_point!("deliver.answered");
         consumer.acknowledge(tag).await?;
         engine.activity.succeeded(&who);
     }
@@ -217,6 +221,25 @@ async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Re
         }
     }
     flush(engine, neighbour, &mut together).await
+}
+
+/// Takes one message that was held as though it had just come.
+///
+/// # Errors
+/// [`Decode`](crate::Kind::Decode) when it still cannot be read; it is not held once more.
+pub(super) async fn take_one(engine: &Engine, neighbour: &Neighbour, body: &Bytes) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let context = engine.context(&mut session).await?;
+    session.rollback().await?;
+    let (opened, content) = deliver::open(&context, neighbour, body)?;
+    match read(&opened, &content)? {
+        Content::Records(records) => {
+            deliver::deliver(engine, neighbour, &[Message { opened, records }]).await
+        }
+        // What it said of that moment has been said again since.
+        Content::Hello(_) => Ok(()),
+        content => other(engine, neighbour, content).await,
+    }
 }
 
 /// Applies what has gathered. Where one message is bad, they are taken one by one, and it is held.
@@ -305,7 +328,8 @@ async fn hold_body(
         "a message that cannot be read is held"
     );
     let mut session = engine.store.begin().await?;
-    held::write_undecodable(&mut session, neighbour.id, body, &error.chain(), time::now()).await?;
+    let (reason, now, patience) = (error.chain(), time::now(), engine.patience());
+    held::messages::write(&mut session, neighbour.id, false, body, &reason, patience, now).await?;
     session.commit().await
 }
 

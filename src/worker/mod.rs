@@ -13,6 +13,7 @@ mod joins;
 mod links;
 mod reply;
 pub(crate) mod tasks;
+mod unreadable;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use self::engine::Engine;
 use self::tasks::Duty;
 use crate::config::Config;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::interceptor::Wake;
+use crate::store::books;
 
 /// Runs everything of one server.
 pub struct Worker {
@@ -37,6 +39,15 @@ pub struct Outcome {
     pub moved: u64,
     /// Records that are held now.
     pub held: u64,
+}
+
+/// What became of a held record that was tried by hand.
+#[derive(Clone, Debug)]
+pub struct Tried {
+    /// Its number in `sync_held`.
+    pub id: i64,
+    /// Its line, where it is still held; `None`: it went in.
+    pub held: Option<books::held::Held>,
 }
 
 /// How long the tasks get to finish what they have in hand.
@@ -66,6 +77,12 @@ impl Worker {
         &self.engine.store
     }
 
+    /// Records sealed, sent, taken in and acknowledged so far.
+    #[must_use]
+    pub fn moved(&self) -> u64 {
+        self.engine.activity.total()
+    }
+
     /// Runs until `stop` is cancelled; then finishes what is in hand.
     ///
     /// # Cancel safety
@@ -74,6 +91,52 @@ impl Worker {
         tasks::run(Arc::clone(&self.engine), Duty::All, stop).await;
         self.engine.close().await;
         Ok(())
+    }
+
+    /// Tries held records at once, these or all, and says what became of each; and what kept their
+    /// senders from being told, which is done later then.
+    ///
+    /// # Errors
+    /// [`Config`](crate::Kind::Config) when nothing is held by one of the numbers.
+    pub async fn retry(
+        &self,
+        ids: Option<&[i64]>,
+        actor: &str,
+    ) -> Result<(Vec<Tried>, Option<Error>)> {
+        let engine = &self.engine;
+        let mut session = engine.store.begin().await?;
+        let ids = match ids {
+            None => books::held::ids(&mut session).await?,
+            Some(ids) => ids.to_vec(),
+        };
+        for id in &ids {
+            if books::held::find(&mut session, *id).await?.is_none() {
+                session.rollback().await?;
+                return Err(Error::config(format!("nothing is held by the number {id}")));
+            }
+        }
+        books::held::at_once(&mut session, Some(&ids), actor).await?;
+        session.commit().await?;
+        deliver::try_all_held(engine).await?;
+        let unread = unreadable::retry(engine).await.err();
+        let untold = self.tell().await.err().or(unread);
+        let mut session = engine.store.read().await?;
+        let mut tried = Vec::with_capacity(ids.len());
+        for id in ids {
+            tried.push(Tried { id, held: books::held::find(&mut session, id).await? });
+        }
+        session.rollback().await?;
+        Ok((tried, untold))
+    }
+
+    /// Tells neighbours what became of records that were held, once, and closes the transports.
+    ///
+    /// # Errors
+    /// [`Unreachable`](crate::Kind::Unreachable) when a broker is away: it waits in the database.
+    pub async fn tell(&self) -> Result<()> {
+        let told = reply::answer_left(&self.engine).await;
+        self.engine.close().await;
+        told
     }
 
     /// Exchanges until nothing has moved for `idle`. Never waits for a neighbour's answer.

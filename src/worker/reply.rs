@@ -7,14 +7,15 @@ use bytes::Bytes;
 use super::deliver;
 use super::engine::Engine;
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::id::RecordId;
 use crate::publisher::relay;
 use crate::record::header::{self, Header, MessageKind};
 use crate::record::messages::{AckGroup, AckReason, AckState, Acks};
 use crate::state::State;
 use crate::store::apply::Outcome;
-use crate::store::books::Neighbour;
-use crate::store::{held, imports, settle, time};
+use crate::store::books::{self, Neighbour};
+use crate::store::{Session, held, imports, settle, time};
 use crate::transport::{Lane, Outcome as Published};
 
 /// Records in one acknowledgement at the most.
@@ -31,6 +32,7 @@ pub(super) async fn acknowledge(
     for some in outcomes.chunks(RECORDS_MAX) {
         let body = acks(some, last).encode()?;
         send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
+        crash_point!("answer.published");
         let committed: Vec<RecordId> = some
             .iter()
             .filter(|outcome| outcome.state == State::Committed)
@@ -41,6 +43,42 @@ pub(super) async fn acknowledge(
         session.commit().await?;
     }
     Ok(())
+}
+
+/// Tells neighbours what became of records that were held, where they were not told yet. A broker
+/// that is away is told later.
+pub(super) async fn answer_left(engine: &Engine) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let servers = held::answers::servers(&mut session).await?;
+    if servers.is_empty() {
+        return session.rollback().await;
+    }
+    let neighbours = books::neighbours(&mut session).await?;
+    session.rollback().await?;
+    let mut trouble = None;
+    for neighbour in neighbours.iter().filter(|neighbour| servers.contains(&neighbour.id)) {
+        if let Err(error) = answer_one(engine, neighbour).await {
+            // The others are told all the same.
+            trouble = Some(error);
+        }
+    }
+    trouble.map_or(Ok(()), Err)
+}
+
+async fn answer_one(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
+    loop {
+        let mut session = engine.store.read().await?;
+        let limit = i64::try_from(RECORDS_MAX).unwrap_or(i64::MAX);
+        let left = held::answers::left(&mut session, neighbour.id, limit).await?;
+        session.rollback().await?;
+        if left.is_empty() || neighbour.disabled {
+            return Ok(());
+        }
+        acknowledge(engine, neighbour, &left, (0, 0)).await?;
+        let mut session = engine.store.begin().await?;
+        held::answers::told(&mut session, neighbour.id, &left).await?;
+        session.commit().await?;
+    }
 }
 
 /// Acknowledges what was committed and never confirmed: after a crash, or an outage.
@@ -133,26 +171,23 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
             Ok(acks) => acks,
             Err(error) => {
                 tracing::error!(link.peer = %neighbour.nickname, error = %error.chain(), "an acknowledgement is held");
-                held::write_undecodable(&mut session, neighbour.id, body, &error.chain(), now)
-                    .await?;
+                held::messages::write(
+                    &mut session,
+                    neighbour.id,
+                    true,
+                    body,
+                    &error.chain(),
+                    engine.patience(),
+                    now,
+                )
+                .await?;
                 continue;
             }
         };
-        for group in acks.groups {
-            let state = match group.state {
-                AckState::Committed => State::Committed,
-                AckState::AlreadyCommitted => State::AlreadyCommitted,
-                AckState::Failed => State::Failed,
-                AckState::FailedAndStopped => State::FailedAndStopped,
-                AckState::Rejected => State::Rejected,
-            };
-            moved += settle::acknowledged(&mut session, neighbour, state, group.records).await?;
-        }
-        let reasons: Vec<(RecordId, String)> =
-            acks.reasons.into_iter().map(|reason| (reason.record, reason.message)).collect();
-        settle::reasons(&mut session, neighbour, &reasons).await?;
+        moved += take(&mut session, neighbour, acks).await?;
     }
     settle::contact(&mut session, neighbour, now).await?;
+    crash_point!("settle.begun");
     session.commit().await?;
     engine.activity.moved(usize::try_from(moved).unwrap_or(usize::MAX));
     if moved > 0 {
@@ -160,4 +195,37 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
         engine.outbox.notify_waiters();
     }
     Ok(())
+}
+
+/// Takes in one acknowledgement that was held.
+///
+/// # Errors
+/// [`Decode`](crate::Kind::Decode) when it still cannot be read; it is not held once more.
+pub(super) async fn settle_one(engine: &Engine, neighbour: &Neighbour, body: &Bytes) -> Result<()> {
+    let mut session = engine.store.begin().await?;
+    let context = engine.context(&mut session).await?;
+    let (_, body) = deliver::open(&context, neighbour, body)?;
+    take(&mut session, neighbour, Acks::decode(&body)?).await?;
+    session.commit().await?;
+    engine.outbox.notify_waiters();
+    Ok(())
+}
+
+/// Books what an acknowledgement says. Says how many records moved.
+async fn take(session: &mut Session, neighbour: &Neighbour, acks: Acks) -> Result<u64> {
+    let mut moved = 0;
+    for group in acks.groups {
+        let state = match group.state {
+            AckState::Committed => State::Committed,
+            AckState::AlreadyCommitted => State::AlreadyCommitted,
+            AckState::Failed => State::Failed,
+            AckState::FailedAndStopped => State::FailedAndStopped,
+            AckState::Rejected => State::Rejected,
+        };
+        moved += settle::acknowledged(session, neighbour, state, group.records).await?;
+    }
+    let reasons: Vec<(RecordId, String)> =
+        acks.reasons.into_iter().map(|reason| (reason.record, reason.message)).collect();
+    settle::reasons(session, neighbour, &reasons).await?;
+    Ok(moved)
 }

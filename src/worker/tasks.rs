@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
-use super::{deliver, links};
+use super::{deliver, links, unreadable};
 use crate::error::{Error, Kind, Result};
 use crate::publisher::relay;
 use crate::store::books::{self, LinkState, Neighbour, Role, cleanup};
@@ -146,7 +146,8 @@ async fn round(engine: &Engine, look: bool) -> Result<()> {
     if look {
         mend_capture(engine).await?;
     }
-    deliver::retry_held(engine, Vec::new()).await?;
+    deliver::retry_held(engine).await?;
+    unreadable::retry(engine).await?;
     let mut session = engine.store.read().await?;
     let identity = books::identity(&mut session).await?;
     session.rollback().await?;

@@ -4,6 +4,7 @@ mod books;
 mod capture_postgres;
 mod capture_sqlite;
 mod cli;
+mod faults;
 mod interceptor;
 mod openmrs;
 mod transport;

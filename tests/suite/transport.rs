@@ -20,6 +20,8 @@ use crate::support::services;
 
 /// How long a test waits for what must come.
 const SOON: Duration = Duration::from_secs(20);
+/// How long what happens at once may take on a busy machine. What hangs takes longer.
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How long a test waits for what must not come.
 const A_WHILE: Duration = Duration::from_millis(300);
 /// How long a test may take, a minute of which is a slow machine's.

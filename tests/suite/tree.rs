@@ -3,7 +3,7 @@
 
 mod again;
 mod capture;
-mod clinic;
+pub(crate) mod clinic;
 mod contention;
 mod errors;
 mod publisher;

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use super::actors::Actors;
 use super::books::Neighbour;
-use super::held::{self, Due, HoldKind};
+use super::held::{self, Due, HoldKind, Patience};
 use super::imports;
 use super::outbox::{self, NewRecord, Places};
 use super::rows::{self, Found};
@@ -25,8 +25,9 @@ use super::session::Session;
 use super::states::States;
 use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
+use crate::failpoint::crash_point;
 use crate::id::RecordId;
-use crate::merge::Stamp;
+use crate::merge::{self, Stamp, TreeMerge};
 use crate::record::{Body, RowId, payload::Sealed};
 use crate::rules::Rules;
 use crate::state::State;
@@ -96,6 +97,8 @@ impl From<Error> for Refusal {
 pub struct Applier<'a> {
     /// The tracked classes.
     pub catalog: &'a Catalog,
+    /// How they merge.
+    pub merge: &'a TreeMerge,
     /// The neighbours with their rules, the source included.
     pub neighbours: &'a [(Neighbour, Rules)],
     /// Where the records came from.
@@ -106,8 +109,8 @@ pub struct Applier<'a> {
     pub now: i64,
     /// A stamp further ahead than this is held, in milliseconds.
     pub skew_hold_ms: i64,
-    /// Tries of a held record before only a cause or a person tries it again.
-    pub retries_max: i64,
+    /// How often held records are tried again.
+    pub patience: Patience,
 }
 
 /// What a batch did.
@@ -149,11 +152,15 @@ impl Applier<'_> {
         let mut applied = Applied::default();
         let mut outcomes: Vec<Option<Outcome>> = vec![None; records.len()];
         let known = imports::known(session, records.iter().map(Incoming::original)).await?;
+        let reopened = held::reopen(session, failed(&known), self.now).await?;
         let mut fresh = BTreeSet::new();
         let mut pending = Vec::new();
         for (at, incoming) in records.iter().enumerate() {
             let original = incoming.original();
-            if let Some((state, message)) = known.get(&original) {
+            let held = reopened.get(&original).copied();
+            if let Some((state, message)) = known.get(&original)
+                && held.is_none()
+            {
                 outcomes[at] = Some(again(incoming, *state, message.clone()));
                 continue;
             }
@@ -167,7 +174,7 @@ impl Applier<'_> {
                 outcomes[at] = Some(self.reject(session, incoming).await?);
                 continue;
             }
-            pending.push(Pending { at, incoming, items, held: None });
+            pending.push(Pending { at, incoming, items, held });
         }
         imports::again(session, &known).await?;
         self.run(session, actors, pending, &mut outcomes, &mut applied).await?;
@@ -225,7 +232,7 @@ impl Applier<'_> {
                 }
                 Err(refusal) => {
                     let refusal = match refusal {
-                        Refusal::Whole(error) if !error.holds_record() => return Err(error),
+                        Refusal::Whole(error) if !refuses(&error) => return Err(error),
                         other => other,
                     };
                     session
@@ -313,7 +320,11 @@ impl Applier<'_> {
 
     fn misfit(&self, record: &Pending<'_>) -> Option<Hold> {
         let body = &record.incoming.body;
-        let ahead = i64::try_from(body.time.millis()).unwrap_or(i64::MAX).saturating_sub(self.now);
+        // Whole states bring the stamps of others along.
+        let stamp = record.incoming.stamp();
+        let newest = body.items.iter().map(|item| merge::newest(item, stamp)).max();
+        let newest = newest.unwrap_or(stamp.time).max(stamp.time).millis();
+        let ahead = i64::try_from(newest).unwrap_or(i64::MAX).saturating_sub(self.now);
         if ahead > self.skew_hold_ms {
             return Some(Hold::new(
                 HoldKind::Clock,
@@ -334,6 +345,15 @@ impl Applier<'_> {
                     ),
                 ));
             };
+            if let Some(why) = self.merge.difference(&item.row.class) {
+                return Some(Hold::new(
+                    HoldKind::MergeDiffers,
+                    format!(
+                        "`{}` merges otherwise here than the root of the tree says ({why}): make `branchline.toml` and the table agree",
+                        item.row.class
+                    ),
+                ));
+            }
             let strange =
                 item.values.iter().find(|(name, _)| tracked.class.position(name).is_none());
             if let Some((name, _)) = strange {
@@ -431,7 +451,7 @@ impl Applier<'_> {
         let mut state = State::Failed;
         if let Some(id) = record.held {
             let stopped =
-                held::again(session, self.catalog, id, &reason, self.now, self.retries_max).await?;
+                held::again(session, self.catalog, id, &reason, self.patience, self.now).await?;
             if stopped {
                 state = State::FailedAndStopped;
             }
@@ -440,9 +460,12 @@ impl Applier<'_> {
                 record.uuid = %incoming.uuid, link.peer = %self.source.nickname,
                 reason = %reason.text, "a record is held"
             );
-            held::write(session, self.catalog, self.source.id, incoming, &reason, self.now).await?;
+            let (source, patience) = (self.source.id, self.patience);
+            held::write(session, self.catalog, source, incoming, &reason, patience, self.now)
+                .await?;
             let item = std::iter::once((incoming, record.items.len()));
             self.pass_on(session, actors, item).await?;
+            crash_point!("held.written");
         }
         imports::failed(session, self.source.id, incoming, state, &reason.text, self.now).await?;
         Ok(Outcome { uuid: incoming.uuid, state, message: Some(reason.text) })
@@ -532,6 +555,12 @@ fn guilty(slice: &[Pending<'_>], refusal: &Refusal) -> Vec<(usize, Hold)> {
     list
 }
 
+/// Those of the known records that are held.
+fn failed(known: &imports::Known) -> Vec<RecordId> {
+    let held = known.iter().filter(|(_, (state, _))| State::HELD.contains(state));
+    held.map(|(original, _)| *original).collect()
+}
+
 /// The answer to a record that is known: how it stands.
 fn again(incoming: &Incoming, state: State, message: Option<String>) -> Outcome {
     let state = match state {
@@ -539,6 +568,12 @@ fn again(incoming: &Incoming, state: State, message: Option<String>) -> Outcome 
         _ => State::AlreadyCommitted,
     };
     Outcome { uuid: incoming.uuid, state, message }
+}
+
+/// Whether an error may be a record's fault. A host's trigger refuses in words of its own, which no
+/// list knows: what is neither a lock nor an absence is the record's, and is tried again later.
+fn refuses(error: &Error) -> bool {
+    !error.is_transient() && error.kind() != Kind::Config
 }
 
 /// Whether an error of the database is worth the same work again at once.

@@ -8,7 +8,7 @@ use super::write::{RowWrite, Writer, targets};
 use super::{Applier, Pending, Refusal};
 use crate::catalog::Tracked;
 use crate::error::Result;
-use crate::merge::{ClassMerge, RowState, Won};
+use crate::merge::{RowState, Won};
 use crate::record::{Op, RowId, Value};
 use crate::store::actors::Actors;
 use crate::store::rows::{self, Found};
@@ -92,7 +92,7 @@ impl Applier<'_> {
         for item in record.items.iter().filter_map(|n| record.incoming.body.items.get(*n)) {
             let tracked = rows::tracked_class(self.catalog, &item.row.class)?;
             let state = states.change(place(tracked, &item.row));
-            let outcome = state.join_item(item, stamp, ClassMerge::plain());
+            let outcome = state.join_item(item, stamp, self.merge.class(&item.row.class));
             let n = *at.entry(item.row.clone()).or_insert_with(|| {
                 joined.works.push(Work {
                     tracked: Arc::clone(tracked),

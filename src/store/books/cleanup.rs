@@ -10,6 +10,7 @@
 use super::identity::identity;
 use super::{Attempts, invites, servers};
 use crate::error::Result;
+use crate::failpoint::crash_point;
 use crate::store::{Datum, Store};
 
 /// Rows deleted in one transaction.
@@ -64,6 +65,7 @@ pub async fn cleanup(store: &Store, before: i64, actor: &str) -> Result<Cleaned>
         done.server_records = repeat(store, ROOT_SERVER_RECORDS, before).await?;
         done.records = repeat(store, ROOT_RECORDS, before).await?;
     }
+    crash_point!("cleanup.half");
     done.imports = repeat(store, IMPORTS, before).await?;
     done.parts = repeat(store, PARTS, before).await?;
     done.batches = repeat(store, BATCHES, before).await?;

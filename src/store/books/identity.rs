@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{Attempts, audit};
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::id::{Actor, Incarnation, ServerId};
 use crate::store::{Dialect, Session, Store};
 
@@ -186,6 +187,7 @@ pub async fn init(
 ) -> Result<(Identity, Made)> {
     let nickname = checked_nickname(nickname)?;
     store.migrate().await?;
+    crash_point!("init.migrated");
     let mut attempts = Attempts::default();
     loop {
         let mut session = store.begin().await?;
@@ -213,6 +215,7 @@ async fn make(
     if new_identity {
         let detail = format!("`{}` {} becomes `{nickname}`", old.nickname, old.server);
         let identity = renew(session, nickname).await?;
+        crash_point!("init.renewed");
         audit::note(session, actor, "init --new-identity", &detail).await?;
         return Ok((identity, Made::Renewed));
     }

@@ -8,9 +8,11 @@
 pub mod audit;
 pub mod check;
 pub mod cleanup;
+pub mod held;
 pub mod identity;
 pub mod invites;
 pub mod joining;
+pub mod merging;
 pub mod records;
 pub mod rules;
 pub mod servers;

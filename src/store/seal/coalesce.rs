@@ -11,6 +11,7 @@ use super::keys::{self, reference};
 use super::read::Image;
 use super::ways::{Place, Way, Ways};
 use crate::catalog::Tracked;
+use crate::merge::{ClassMerge, Policy, TreeMerge};
 use crate::record::{Op, RowId, Value};
 
 /// What a transaction did to one row, in the end.
@@ -45,7 +46,7 @@ struct Change {
 }
 
 /// One net change a row.
-pub(super) fn coalesce(ways: Ways) -> Coalesced {
+pub(super) fn coalesce(ways: Ways, merge: &TreeMerge) -> Coalesced {
     let mut ways: Vec<(Place, Way)> = ways.rows.into_iter().collect();
     ways.sort_by(|(a, x), (b, y)| x.touched.cmp(&y.touched).then_with(|| a.cmp(b)));
     let mut keyless = Keyless::default();
@@ -70,7 +71,7 @@ pub(super) fn coalesce(ways: Ways) -> Coalesced {
     }
     let mut ordered: Vec<(RowId, Change)> = changes.into_iter().collect();
     ordered.sort_by(|(a, x), (b, y)| x.touched.cmp(&y.touched).then_with(|| a.cmp(b)));
-    let nets = ordered.into_iter().filter_map(|(row, change)| net(row, change)).collect();
+    let nets = ordered.into_iter().filter_map(|(row, change)| net(row, change, merge)).collect();
     Coalesced { nets, keyless }
 }
 
@@ -93,7 +94,7 @@ fn add(changes: &mut HashMap<RowId, Change>, row: RowId, part: Change) {
 }
 
 /// What is left of it; `None` when nothing is.
-fn net(row: RowId, change: Change) -> Option<Net> {
+fn net(row: RowId, change: Change, merge: &TreeMerge) -> Option<Net> {
     let Change { tracked, first, last, again, .. } = change;
     let (op, values, shadow) = match (&first, &last) {
         (None, None) => return None,
@@ -101,7 +102,8 @@ fn net(row: RowId, change: Change) -> Option<Net> {
         (Some(old), None) => (Op::Delete, Vec::new(), all_values(&tracked, old)),
         (Some(_), Some(new)) if again => (Op::Update, all_values(&tracked, new), Vec::new()),
         (Some(old), Some(new)) => {
-            let values = changed_values(&tracked, old, new);
+            let mut values = changed_values(&tracked, old, new);
+            go_along(&mut values, merge.class(&tracked.class.name), || all_values(&tracked, new));
             if values.is_empty() {
                 return None;
             }
@@ -109,6 +111,24 @@ fn net(row: RowId, change: Change) -> Option<Net> {
         }
     };
     Some(Net { tracked, row, op, values, shadow })
+}
+
+/// Columns of a group that did not change travel with those that did, so that a group wins or loses
+/// as one.
+fn go_along(
+    changed: &mut Vec<(Arc<str>, Value)>,
+    merge: &ClassMerge,
+    all: impl FnOnce() -> Vec<(Arc<str>, Value)>,
+) {
+    if changed.is_empty() || (merge.groups.is_empty() && merge.policy != Policy::Row) {
+        return;
+    }
+    let is_changed = |column: &str| changed.iter().any(|(name, _)| &**name == column);
+    let along: Vec<_> = all()
+        .into_iter()
+        .filter(|(name, _)| !is_changed(name) && merge.goes_along(name, is_changed))
+        .collect();
+    changed.extend(along);
 }
 
 /// Whether a column travels: not the surrogate, not generated.

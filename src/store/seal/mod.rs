@@ -29,7 +29,7 @@ use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
-use crate::merge::{Clock, Stamp, Time};
+use crate::merge::{Clock, Stamp, Time, TreeMerge};
 use crate::record::{Body, Item, Op, limits, payload};
 use crate::rules::Rules;
 
@@ -41,6 +41,8 @@ pub struct Sealer<'a> {
     pub identity: Identity,
     /// The neighbours with their rules.
     pub neighbours: &'a [(Neighbour, Rules)],
+    /// How classes merge.
+    pub merge: &'a TreeMerge,
     /// Bounds.
     pub bounds: Bounds,
 }
@@ -127,7 +129,7 @@ impl Sealer<'_> {
             let at = at.unwrap_or_default();
             let later = follow::Later { window: &open, seqs: &window.seqs, more: window.more };
             let ways = self.ways(session, shapes, transaction, later).await?;
-            let Coalesced { nets, keyless } = coalesce::coalesce(ways);
+            let Coalesced { nets, keyless } = coalesce::coalesce(ways, self.merge);
             keyless.keep(session, self.identity.actor(), at).await?;
             if nets.is_empty() {
                 continue;

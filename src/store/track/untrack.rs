@@ -6,12 +6,14 @@ use std::sync::Arc;
 use super::{load, prepare};
 use crate::catalog::{Catalog, Tracked};
 use crate::error::{Error, Result};
+use crate::merge::tree::Settings;
 use crate::rules::Rules;
 use crate::store::actors::Actors;
+use crate::store::books::{self, merging};
 use crate::store::held::HoldKind;
 use crate::store::seal::{Bounds, Sealer, Shapes};
 use crate::store::session::{Dialect, Session};
-use crate::store::{books, postgres, seal, sqlite};
+use crate::store::{postgres, seal, sqlite};
 
 /// Takes tables out of capture; `names` empty means all. What was captured is sealed first.
 ///
@@ -21,6 +23,7 @@ use crate::store::{books, postgres, seal, sqlite};
 pub async fn untrack(
     session: &mut Session,
     names: &[String],
+    settings: &Settings,
     bounds: Bounds,
 ) -> Result<Vec<String>> {
     seal::lock(session).await?;
@@ -55,7 +58,7 @@ pub async fn untrack(
         };
         session.batch(&statements.join("; ")).await?;
     }
-    seal_all(session, &catalog, bounds).await?;
+    seal_all(session, &catalog, settings, bounds).await?;
     for tracked in &chosen {
         take_out(session, tracked).await?;
     }
@@ -65,7 +68,12 @@ pub async fn untrack(
 }
 
 /// Seals everything that is committed.
-async fn seal_all(session: &mut Session, catalog: &Catalog, bounds: Bounds) -> Result<()> {
+async fn seal_all(
+    session: &mut Session,
+    catalog: &Catalog,
+    settings: &Settings,
+    bounds: Bounds,
+) -> Result<()> {
     let identity = books::identity(session).await?;
     let mut neighbours = Vec::new();
     for neighbour in books::neighbours(session).await? {
@@ -74,7 +82,8 @@ async fn seal_all(session: &mut Session, catalog: &Catalog, bounds: Bounds) -> R
     }
     let mut actors = Actors::load(session).await?;
     let mut shapes = Shapes::default();
-    let mut sealer = Sealer { catalog, identity, neighbours: &neighbours, bounds };
+    let merge = merging::tree_merge(session, catalog, settings).await?;
+    let mut sealer = Sealer { catalog, merge: &merge, identity, neighbours: &neighbours, bounds };
     while sealer.seal(session, &mut actors, &mut shapes).await?.more {}
     Ok(())
 }

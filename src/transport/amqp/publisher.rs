@@ -22,6 +22,7 @@ use super::session::Session;
 use super::supervisor::Supervisor;
 use super::topology::{self, EXCHANGE};
 use crate::error::{Error, Result};
+use crate::failpoint::crash_point;
 use crate::transport::{BODY_BYTES_MAX, Outcome, Outgoing};
 
 /// Bytes in a round, but always one message: what a cut line costs at most.
@@ -181,6 +182,7 @@ async fn publish_round(
         }
     }
 
+    crash_point!("publish.written");
     let limit = settings.confirm_timeout + line;
     let confirmations = match timeout_at(Instant::now() + limit, join_all(confirms)).await {
         Ok(all) => all.into_iter().collect::<Result<Vec<_>, _>>().map_err(Failure::Lapin)?,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::folder::{self, Folder, Unfinished};
+use crate::failpoint::crash_point;
 use crate::transport::{BODY_BYTES_MAX, Outcome, Outgoing, Queue};
 
 /// How long a measured size is believed: other processes publish, and the consumer deletes.
@@ -94,6 +95,7 @@ impl Writer {
 
 /// Renames what is written into the queue, in order, and syncs the folder once.
 fn finish(folder: &Folder, written: &[(usize, Unfinished)], outcomes: &mut [Outcome]) {
+    crash_point!("publish.written");
     let mut failed = None;
     for (at, unfinished) in written {
         if failed.is_none() {

@@ -1,6 +1,7 @@
 //! What `track` prepares and mends, and what `untrack` leaves.
 
 use branchline::catalog::decide::Request;
+use branchline::merge::tree::Settings;
 use branchline::store::seal::Bounds;
 use branchline::store::track;
 
@@ -80,7 +81,8 @@ async fn untrack_leaves_no_trace_and_loses_nothing() {
     let untrack = async |names: &[&str]| {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut session = bench.store.begin().await.unwrap();
-        let answer = track::untrack(&mut session, &names, Bounds::default()).await;
+        let answer =
+            track::untrack(&mut session, &names, &Settings::new(), Bounds::default()).await;
         match &answer {
             Ok(_) => session.commit().await.unwrap(),
             Err(_) => session.rollback().await.unwrap(),

@@ -120,7 +120,7 @@ async fn a_queue_deleted_by_another_ends_its_consumer_and_no_other() {
             channel.queue_delete(queue.name().into(), Default::default()).await.unwrap();
             let began = Instant::now();
             assert!(consumer.next(SOON).await.is_err());
-            assert!(began.elapsed() < Duration::from_secs(5), "promptly");
+            assert!(began.elapsed() < PATIENCE, "promptly");
             drop(consumer);
             publish(&*transport, numbered(other, 9, 1)).await;
             assert_eq!(take(&mut *bystander, 1).await.0, [9]);
@@ -143,7 +143,7 @@ async fn a_closed_channel_ends_its_consumer() {
             }
             let began = Instant::now();
             let error = consumer.next(SOON).await.expect_err("its channel is closed");
-            assert!(began.elapsed() < Duration::from_secs(2), "promptly");
+            assert!(began.elapsed() < PATIENCE, "promptly");
             assert!(error.to_string().contains(&queue.name()), "{error}");
             drop(consumer);
             publish(&*transport, numbered(queue, 3, 1)).await;
@@ -191,19 +191,19 @@ async fn a_stalled_broker_is_unreachable_within_the_deadline() {
             proxy.stall();
             let began = Instant::now();
             assert_unreachable(transport.publish(numbered(queue, 1, 3)).await);
-            assert!(began.elapsed() < 4 * LATE, "{:?}", began.elapsed());
+            assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
             // A call during the pause, and while connecting stalls, does not hang either.
             for _ in 0..5 {
                 let began = Instant::now();
                 assert_unreachable(transport.publish(numbered(queue, 4, 1)).await);
-                assert!(began.elapsed() < 3 * LATE, "{:?}", began.elapsed());
+                assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
             }
             // The heartbeat finds out about the consumer's connection, whether or not the
             // acknowledgement went into the socket.
             let _ = consumer.acknowledge(tag).await;
             let began = Instant::now();
             assert!(consumer.next(SOON).await.is_err());
-            assert!(began.elapsed() < 6 * LATE, "{:?}", began.elapsed());
+            assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
             drop(consumer);
 
             proxy.resume();
@@ -269,7 +269,7 @@ async fn a_reset_ends_consumers_at_once_and_gives_back_what_was_in_hand() {
             let began = Instant::now();
             let error = consumer.next(SOON).await.expect_err("the connection is gone");
             assert_eq!(error.kind(), Kind::Unreachable);
-            assert!(began.elapsed() < Duration::from_secs(2));
+            assert!(began.elapsed() < PATIENCE);
             assert!(consumer.acknowledge(tag).await.is_err(), "what is lost cannot be taken");
             drop(consumer);
             let mut consumer = eventually("reading", || transport.consume(queue, 10)).await;
@@ -293,7 +293,7 @@ async fn a_broker_that_is_away_is_unreachable_and_found_again() {
             // The pause answers at once.
             let began = Instant::now();
             assert_unreachable(transport.declare(queue).await);
-            assert!(began.elapsed() < Duration::from_millis(50), "{:?}", began.elapsed());
+            assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
             // However long it takes: there is no limit of attempts.
             let until = Instant::now() + Duration::from_secs(3);
             while Instant::now() < until {
@@ -361,7 +361,7 @@ async fn a_blocked_connection_stops_publishing_and_nothing_else() {
             let began = Instant::now();
             let error = assert_unreachable(transport.publish(numbered(queue, 2, 1)).await);
             assert!(error.to_string().contains("low on memory"), "{error}");
-            assert!(began.elapsed() < Duration::from_millis(100), "at once");
+            assert!(began.elapsed() < PATIENCE, "at once");
             consumer.acknowledge(tag).await.unwrap();
             assert_eq!(take(&mut *consumer, 1).await.0, [1]);
 
@@ -384,7 +384,7 @@ async fn a_blocked_connection_can_be_closed() {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let began = Instant::now();
             transport.close().await;
-            assert!(began.elapsed() < LATE, "{:?}", began.elapsed());
+            assert!(began.elapsed() < PATIENCE, "{:?}", began.elapsed());
         })
     })
     .await;

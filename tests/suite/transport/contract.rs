@@ -224,7 +224,7 @@ async fn a_removed_queue_ends_its_consumer(bench: &Bench) {
     assert!(error.to_string().contains(&queue.name()), "{error}");
     let again = Instant::now();
     assert!(consumer.next(SOON).await.is_err(), "it stays gone");
-    assert!(again.elapsed() < Duration::from_secs(1), "and says so at once");
+    assert!(again.elapsed() < PATIENCE, "and says so at once");
     drop(consumer);
 
     transport.declare(queue).await.unwrap();
@@ -267,7 +267,7 @@ async fn an_empty_queue_times_out(bench: &Bench) {
     let began = Instant::now();
     assert!(consumer.next(A_WHILE).await.unwrap().is_none());
     assert!(began.elapsed() >= A_WHILE);
-    assert!(began.elapsed() < SOON);
+    assert!(began.elapsed() < PATIENCE);
     assert!(consumer.next(Duration::ZERO).await.unwrap().is_none());
 }
 
@@ -392,7 +392,7 @@ async fn closing_ends_what_is_open(bench: &Bench) {
     let began = Instant::now();
     transport.close().await;
     transport.close().await;
-    assert!(began.elapsed() < SOON);
+    assert!(began.elapsed() < PATIENCE);
     assert!(transport.publish(numbered(queue, 1, 1)).await.is_err());
     assert!(transport.consume(queue, 1).await.is_err());
     assert!(transport.declare(queue).await.is_err());

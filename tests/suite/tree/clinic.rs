@@ -6,14 +6,14 @@ use crate::support::sql::Sql;
 use crate::support::tree::Engine;
 
 /// All visits, by what is the same everywhere.
-pub(super) const VISITS: &str = "SELECT p.uuid, p.name, v.uuid, v.note FROM visit v \
+pub(crate) const VISITS: &str = "SELECT p.uuid, p.name, v.uuid, v.note FROM visit v \
      JOIN patient p ON p.id = v.patient_id ORDER BY 1, 3";
 
 /// All patients, by what is the same everywhere.
-pub(super) const PATIENTS: &str = "SELECT uuid, name, born, weight FROM patient ORDER BY uuid";
+pub(crate) const PATIENTS: &str = "SELECT uuid, name, born, weight FROM patient ORDER BY uuid";
 
 /// A clinic's empty tables; integer ids begin elsewhere on each server.
-pub(super) fn database(nickname: &str, engine: Engine) -> TestDatabase {
+pub(crate) fn database(nickname: &str, engine: Engine) -> TestDatabase {
     let database = engine.database(nickname);
     let start = match nickname {
         "parent" => 1_000,
@@ -43,13 +43,13 @@ pub(super) fn database(nickname: &str, engine: Engine) -> TestDatabase {
     database
 }
 
-pub(super) fn admit(server: &TestServer, uuid: &str, name: &str) {
+pub(crate) fn admit(server: &TestServer, uuid: &str, name: &str) {
     server.sql(&format!(
         "INSERT INTO patient (uuid, name, born, weight) VALUES ('{uuid}', '{name}', '1980-02-03', 61.5)"
     ));
 }
 
-pub(super) fn visit(server: &TestServer, uuid: &str, patient: &str, note: &str) {
+pub(crate) fn visit(server: &TestServer, uuid: &str, patient: &str, note: &str) {
     server.sql(&format!(
         "INSERT INTO visit (uuid, patient_id, note) \
          SELECT '{uuid}', id, '{note}' FROM patient WHERE uuid = '{patient}'"

@@ -1,0 +1,4 @@
+//! What goes wrong: records that cannot go in, processes that die, lines that are cut, services that
+//! are away. After each: nothing lost, nothing doubled, nothing stuck.
+
+mod held;
