@@ -139,20 +139,28 @@ async fn make_triggers(
             session.batch(&statement).await?;
         }
     }
-    for id in missing(session, catalog).await? {
-        let Some(tracked) = catalog.tracked.get(&id).filter(|tracked| here(tracked)) else {
-            continue;
-        };
-        let name = &*tracked.class.name;
-        match session.dialect() {
-            Dialect::Postgres => postgres::triggers::install(session, tracked, catalog).await,
-            Dialect::Sqlite => install(session, tracked, catalog).await,
-        }
-        .context(|| format!("`{name}` cannot be captured"))?;
-        for class in &mut report.classes {
-            if class.class == name && class.state == "unchanged" {
-                class.state = "mended";
+    let broken = missing(session, catalog).await?;
+    let broken: Vec<&Tracked> = broken
+        .iter()
+        .filter_map(|id| catalog.tracked.get(id))
+        .map(AsRef::as_ref)
+        .filter(|tracked| here(tracked))
+        .collect();
+    match session.dialect() {
+        Dialect::Postgres => postgres::triggers::install(session, &broken, catalog).await?,
+        Dialect::Sqlite => {
+            for tracked in &broken {
+                let name = &tracked.class.name;
+                install(session, tracked, catalog)
+                    .await
+                    .context(|| format!("`{name}` cannot be captured"))?;
             }
+        }
+    }
+    for class in &mut report.classes {
+        let mended = broken.iter().any(|tracked| *tracked.class.name == *class.class);
+        if mended && class.state == "unchanged" {
+            class.state = "mended";
         }
     }
     Ok(())
