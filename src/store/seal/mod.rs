@@ -20,6 +20,7 @@ use super::books::{self, Identity, Neighbour};
 use super::outbox::{self, NewRecord};
 use super::rows;
 use super::session::{Datum, Dialect, Session};
+use super::sqlite;
 use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
@@ -275,9 +276,16 @@ impl Sealer<'_> {
 
     /// Removes the changes that are sealed now.
     async fn take(&self, session: &mut Session, seqs: Vec<i64>) -> Result<()> {
-        let sql = format!("DELETE FROM @sync_change WHERE {}", session.dialect().any("seq", 1));
-        session.execute(&sql, vec![Datum::Ints(seqs)]).await?;
-        Ok(())
+        match session.dialect() {
+            Dialect::Postgres => {
+                let sql = "DELETE FROM @sync_change WHERE seq = ANY($1)";
+                session.execute(sql, vec![Datum::Ints(seqs)]).await.map(|_| ())
+            }
+            Dialect::Sqlite => {
+                let last = seqs.into_iter().max().unwrap_or_default();
+                sqlite::changes::take_up_to(session, last).await
+            }
+        }
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) struct Transaction {
 pub(super) struct Window {
     /// Whole transactions, ordered by their highest `seq`.
     pub(super) transactions: Vec<Transaction>,
-    /// Every `seq` that is dealt with by sealing them.
+    /// Every `seq` that is dealt with by sealing them; on SQLite all before the last are as well.
     pub(super) seqs: Vec<i64>,
     /// Whether there may be more.
     pub(super) more: bool,
@@ -72,7 +72,7 @@ pub(super) async fn window(
     loop {
         let raw = match session.dialect() {
             Dialect::Postgres => postgres(session, limit).await?,
-            Dialect::Sqlite => sqlite(session, limit, gap_ms).await?,
+            Dialect::Sqlite => sqlite(session, catalog, limit, gap_ms).await?,
         };
         if raw.groups.is_empty() && raw.more {
             limit = limit.saturating_mul(4);
@@ -128,9 +128,13 @@ async fn postgres(session: &mut Session, limit: usize) -> Result<Raw> {
 
 /// SQLite has one writer at a time: transactions lie one behind the other, cut at marks, and where
 /// nobody marked at pauses.
-async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw> {
-    let rows = changes::read(session, size(limit)).await?;
-    let full = rows.len() >= limit;
+async fn sqlite(
+    session: &mut Session,
+    catalog: &Catalog,
+    limit: usize,
+    gap_ms: i64,
+) -> Result<Raw> {
+    let changes::Read { rows, full } = changes::read(session, catalog, size(limit)).await?;
     let (mut raw, mut group, mut last_at) =
         (Raw { more: full, ..Raw::default() }, Vec::new(), None);
     let mut seqs = Vec::new();
@@ -142,7 +146,7 @@ async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw>
             raw.groups.push(std::mem::take(&mut group));
             raw.seqs.append(&mut seqs);
         }
-        seqs.push(row.int(0)?);
+        seqs.push(row.int(10)?);
         last_at = Some(at);
         if mark {
             raw.seqs.append(&mut seqs);

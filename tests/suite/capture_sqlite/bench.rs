@@ -5,7 +5,7 @@ use std::sync::Arc;
 use branchline::catalog::{Catalog, Class, Column, Reference, Table, Tracked};
 use branchline::record::Value;
 use branchline::store::sqlite::refs::{self, Captured};
-use branchline::store::sqlite::{catalog, changes, image, triggers};
+use branchline::store::sqlite::{catalog, changes, image, literals, triggers};
 use branchline::store::{Limits, Session, Store};
 use diesel::connection::SimpleConnection as _;
 use diesel::{Connection as _, SqliteConnection};
@@ -83,7 +83,7 @@ impl Bench {
     /// The keys that the captured rows refer to, a line an image; changes stay.
     pub(super) async fn references(&self) -> Vec<String> {
         let mut session = self.store.begin().await.unwrap();
-        let rows = changes::read(&mut session, 100_000).await.unwrap();
+        let rows = changes::read(&mut session, &self.catalog, 100_000).await.unwrap().rows;
         let mut read = Vec::new();
         for row in &rows {
             let tracked = &self.catalog.tracked[&(row.int(1).unwrap() as i32)];
@@ -132,7 +132,7 @@ impl Bench {
         let mut rows = Vec::new();
         for name in tables {
             let class = &self.catalog.class(name).unwrap().class;
-            let sql = format!("SELECT {} FROM {name} AS t", triggers::image_sql(class, "t"));
+            let sql = format!("SELECT {} FROM {name} AS t", literals::image_sql(class, "t"));
             for row in session.query(&sql, vec![]).await.unwrap() {
                 rows.push(format!("{name}({})", row.text(0).unwrap()));
             }
@@ -148,7 +148,7 @@ impl Bench {
     /// What was captured since the last call, a line a change: `+t(…)`, `-t(…)`, `t(…)>(…)`.
     pub(super) async fn caught(&self) -> Vec<String> {
         let mut session = self.store.begin().await.unwrap();
-        let rows = changes::read(&mut session, 100_000).await.unwrap();
+        let rows = changes::read(&mut session, &self.catalog, 100_000).await.unwrap().rows;
         session.execute("DELETE FROM sync_change", vec![]).await.unwrap();
         session.commit().await.unwrap();
         let image = |row: &branchline::store::Row, n| row.opt_text(n).unwrap().map(str::to_owned);
