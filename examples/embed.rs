@@ -12,7 +12,7 @@
 //! ```
 //!
 //! make the database a server, and run it again with the configuration: whatever it commits is with
-//! the broker milliseconds later. The queries are plain Diesel either way; all there is to do is to
+//! the broker milliseconds later (a `branchline worker` beside it takes in what comes). The queries are plain Diesel either way; all there is to do is to
 //! open connections through the publisher.
 
 #![allow(missing_docs)]
@@ -20,12 +20,14 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use branchline::Publisher;
 use branchline::config::Config;
 use branchline::interceptor::{
     Intercepted, SyncConnection, SyncPgConnection, SyncSqliteConnection,
 };
 use diesel::prelude::*;
 use diesel_async::{AsyncConnection, RunQueryDsl, SimpleAsyncConnection};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 diesel::table! {
@@ -194,17 +196,23 @@ async fn main() -> Result<()> {
     let usage = "usage: embed DATABASE_URL [branchline.toml]";
     let url = arguments.next().context(usage)?;
     let publisher = match arguments.next() {
-        Some(file) => Some(publishing::Publisher::start(&url, Path::new(&file)).await?),
+        Some(file) => {
+            let database = [("database_url".to_owned(), url.clone())];
+            Some(Publisher::open(Config::load(Path::new(&file), true, &database)?).await?)
+        }
         None => None,
     };
+    let stop = CancellationToken::new();
+    let relay = publisher.as_ref().map(|publisher| tokio::spawn(publisher.run(stop.clone())));
 
     let done = if url.starts_with("sqlite:") {
         on_sqlite::run(&mut connect(&url, publisher.as_ref()).await?).await
     } else {
         on_postgres::run(&mut connect(&url, publisher.as_ref()).await?).await
     };
-    if let Some(publisher) = publisher {
-        publisher.stop().await?;
+    stop.cancel();
+    if let Some(relay) = relay {
+        relay.await??;
     }
     done
 }
@@ -212,54 +220,11 @@ async fn main() -> Result<()> {
 /// Through the publisher, if there is one.
 async fn connect<C: Intercepted>(
     url: &str,
-    publisher: Option<&publishing::Publisher>,
+    publisher: Option<&Publisher>,
 ) -> Result<SyncConnection<C>> {
-    match publisher {
+    let connected = match publisher {
         Some(publisher) => publisher.connect().await,
-        None => SyncConnection::establish(url).await.context("the database does not open"),
-    }
-}
-
-/// Stands in for `branchline::Publisher` until that is there, by a worker in this process: the
-/// module goes then, and `start` takes the configuration itself.
-mod publishing {
-    use branchline::interceptor::Wake;
-    use branchline::worker::Worker;
-    use tokio::task::JoinHandle;
-    use tokio_util::sync::CancellationToken;
-
-    use super::{Config, Context, Intercepted, Path, Result, SyncConnection};
-
-    pub(super) struct Publisher {
-        url: String,
-        wake: Wake,
-        stop: CancellationToken,
-        running: JoinHandle<branchline::Result<()>>,
-    }
-
-    impl Publisher {
-        /// Starts the relay beside the application.
-        pub(super) async fn start(url: &str, file: &Path) -> Result<Self> {
-            let database = [("database_url".to_owned(), url.to_owned())];
-            let config = Config::load(file, true, &database)?;
-            let (wake, stop) = (Wake::new(), CancellationToken::new());
-            let worker = Worker::open_with(config, wake.clone()).await?;
-            let stopped = stop.clone();
-            let running = tokio::spawn(async move { worker.run(stopped).await });
-            Ok(Self { url: url.to_owned(), wake, stop, running })
-        }
-
-        /// Opens a connection whose commits the relay hears of.
-        pub(super) async fn connect<C: Intercepted>(&self) -> Result<SyncConnection<C>> {
-            SyncConnection::establish_with(&self.url, self.wake.clone())
-                .await
-                .context("the database does not open")
-        }
-
-        /// Finishes what is in hand.
-        pub(super) async fn stop(self) -> Result<()> {
-            self.stop.cancel();
-            Ok(self.running.await??)
-        }
-    }
+        None => SyncConnection::establish(url).await,
+    };
+    connected.context("the database does not open")
 }

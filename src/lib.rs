@@ -10,6 +10,7 @@ pub mod merge;
 pub mod publisher;
 pub mod record;
 pub mod rules;
+pub mod server;
 pub mod state;
 pub mod store;
 pub mod token;
@@ -17,3 +18,6 @@ pub mod transport;
 pub mod worker;
 
 pub use error::{Error, Kind, Result};
+pub use publisher::Publisher;
+pub use server::Server;
+pub use worker::Worker;

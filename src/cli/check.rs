@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::output::{count, span, time};
 use super::{Context, End};
 use crate::error::Result;
-use crate::store::books::check::{Facts, facts};
+use crate::store::books::check::Facts;
 use crate::store::books::servers::LinkState;
 use crate::store::books::status::Link;
 use crate::store::time as clock;
@@ -14,14 +14,14 @@ use crate::store::time as clock;
 const UNSEALED_MAX_MS: i64 = 60_000;
 
 pub(crate) async fn check(context: &Context) -> Result<End> {
-    let store = context.store().await?;
+    let server = context.server().await?;
     let now = clock::now();
-    let mut session = store.read().await?;
-    let facts = facts(&mut session, now).await?;
-    session.rollback().await?;
-    let broken = super::setup::broken_capture(context, &store).await?;
+    let facts = server.facts().await?;
+    let broken = server.broken_capture().await?.into_iter().map(|class| {
+        format!("the triggers of `{class}` are gone or out of date: run `branchline track`")
+    });
     let skew_max = i64::try_from(context.config.clock_skew_alarm.as_millis()).unwrap_or(i64::MAX);
-    let mut findings = broken;
+    let mut findings: Vec<String> = broken.collect();
     findings.extend(findings_of(&facts, now, skew_max));
     if context.out.json {
         context.out.object(&object(&facts, &findings));

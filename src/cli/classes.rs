@@ -5,40 +5,21 @@ use serde_json::json;
 use super::grammar::{Class, ClassChange};
 use super::{Context, End};
 use crate::error::Result;
-use crate::store::Store;
-use crate::store::books;
-use crate::store::books::rules::{self, Change, Rule};
-use crate::store::books::servers::{self, Neighbour};
+use crate::server::RuleSet;
+use crate::store::books::rules::{Change, Rule};
+use crate::store::books::servers::Neighbour;
 
 pub(crate) async fn class(context: &Context, command: Class) -> Result<End> {
-    let store = context.store().await?;
     match command {
-        Class::List { server } => list(context, &store, server.as_deref()).await,
-        Class::Exclude(change) => set(context, &store, &change, false).await,
-        Class::Include(change) => set(context, &store, &change, true).await,
-        Class::Propagate { names, server } => {
-            propagate(context, &store, &names, server.as_deref()).await
-        }
+        Class::List { server } => list(context, server.as_deref()).await,
+        Class::Exclude(change) => set(context, &change, false).await,
+        Class::Include(change) => set(context, &change, true).await,
+        Class::Propagate { names, server } => propagate(context, &names, server.as_deref()).await,
     }
 }
 
-async fn list(context: &Context, store: &Store, server: Option<&str>) -> Result<End> {
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let mut rules: Vec<(Option<String>, Rule)> = Vec::new();
-    let chosen = match server {
-        Some(name) => vec![servers::find(&mut session, name).await?],
-        None => {
-            let defaults = rules::defaults(&mut session).await?;
-            rules.extend(defaults.into_iter().map(|rule| (None, rule)));
-            servers::neighbours(&mut session).await?
-        }
-    };
-    for server in chosen {
-        let own = rules::rules_of(&mut session, server.id).await?;
-        rules.extend(own.into_iter().map(|rule| (Some(server.nickname.clone()), rule)));
-    }
-    session.rollback().await?;
+async fn list(context: &Context, server: Option<&str>) -> Result<End> {
+    let rules = context.server().await?.rules(server).await?;
     let yes = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
     let rows = rules
         .iter()
@@ -67,30 +48,18 @@ fn object(server: Option<&str>, rule: &Rule) -> serde_json::Value {
     })
 }
 
-async fn set(context: &Context, store: &Store, change: &ClassChange, allow: bool) -> Result<End> {
+async fn set(context: &Context, change: &ClassChange, allow: bool) -> Result<End> {
     let both = change.send == change.receive;
-    let (server, done) = books::write(store, async |session| {
-        books::identity(session).await?;
-        let server = match &change.server {
-            Some(name) => Some(servers::find(session, name).await?),
-            None => None,
-        };
-        let mut done = Vec::new();
-        for name in &change.names {
-            let change =
-                Change { name, allow, send: both || change.send, receive: both || change.receive };
-            let rule = rules::set(session, server.as_ref(), change, &context.actor).await?;
-            let (named, referring) = rules::reach(session, &rule.name).await?;
-            done.push((rule, named, referring));
-        }
-        Ok((server, done))
-    })
-    .await?;
+    let (send, receive) = (both || change.send, both || change.receive);
+    let changes: Vec<_> =
+        change.names.iter().map(|name| Change { name, allow, send, receive }).collect();
+    let (server, done) =
+        context.server().await?.set_rules(change.server.as_deref(), &changes).await?;
     let whom = match &server {
         Some(server) => format!("`{}`", server.nickname),
         None => "servers that join later".to_owned(),
     };
-    for (rule, named, referring) in &done {
+    for RuleSet { rule, named, referring } in &done {
         let mut value = object(server.as_ref().map(|server| server.nickname.as_str()), rule);
         value["referring"] = referring.clone().into();
         context.out.both(sentence(rule, &whom), &value);
@@ -127,25 +96,8 @@ fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-async fn propagate(
-    context: &Context,
-    store: &Store,
-    names: &[String],
-    server: Option<&str>,
-) -> Result<End> {
-    let (chosen, done) = books::write(store, async |session| {
-        books::identity(session).await?;
-        let chosen = match server {
-            Some(name) => vec![servers::find(session, name).await?],
-            None => servers::neighbours(session).await?,
-        };
-        let mut done = Vec::new();
-        for name in names {
-            done.push(rules::propagate(session, name, &chosen, &context.actor).await?);
-        }
-        Ok((chosen, done))
-    })
-    .await?;
+async fn propagate(context: &Context, names: &[String], server: Option<&str>) -> Result<End> {
+    let (chosen, done) = context.server().await?.propagate(names, server).await?;
     let whom: Vec<String> =
         chosen.iter().map(|server: &Neighbour| server.nickname.clone()).collect();
     for rule in &done {

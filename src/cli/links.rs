@@ -8,10 +8,8 @@ use super::grammar::{Invite, Join, Servers};
 use super::output::{ago, line, text, time};
 use super::{Context, End};
 use crate::error::{Error, Result};
-use crate::store::books::servers::{self, LinkState, Neighbour};
-use crate::store::books::{self, invites, joining};
-use crate::store::{Store, time as clock, without_password};
-use crate::token::Token;
+use crate::store::books::servers::Neighbour;
+use crate::store::{time as clock, without_password};
 
 pub(crate) async fn invite(context: &Context, arguments: &Invite) -> Result<End> {
     if arguments.load {
@@ -20,18 +18,8 @@ pub(crate) async fn invite(context: &Context, arguments: &Invite) -> Result<End>
              this database that was taken after the invitation (or begin with empty tables)",
         ));
     }
-    let store = context.store().await?;
-    let lifetime = i64::try_from(arguments.expires.as_millis()).unwrap_or(i64::MAX);
-    let token = books::write(&store, async |session| {
-        let wanted = invites::Wanted {
-            nickname: &arguments.nickname,
-            load: false,
-            expires_at: clock::now().saturating_add(lifetime),
-            broker_url: context.config.address_for_children(),
-        };
-        invites::create(session, wanted, &context.actor).await
-    })
-    .await?;
+    let server = context.server().await?;
+    let token = server.invite(&arguments.nickname, false, arguments.expires).await?;
     let text = token.encode()?;
     if context.out.json {
         context.out.object(&json!({
@@ -63,13 +51,7 @@ pub(crate) async fn join(context: &Context, arguments: Join) -> Result<End> {
             .read_to_string(&mut line)
             .map_err(|error| Error::config("cannot read the token").with_source(error))?;
     }
-    let token = Token::decode(&line)?;
-    let store = context.store().await?;
-    let joining = books::write(&store, async |session| {
-        joining::join(session, &token, arguments.moving, clock::now(), &context.actor).await
-    })
-    .await?;
-    super::exchange::request(&context.config, &token, &joining).await?;
+    let joining = context.server().await?.join(&line, arguments.moving).await?;
     let parent = &joining.parent;
     if joining.renewed {
         context.out.say(format!(
@@ -100,12 +82,11 @@ pub(crate) async fn join(context: &Context, arguments: Join) -> Result<End> {
 }
 
 pub(crate) async fn servers(context: &Context, command: Option<Servers>) -> Result<End> {
-    let store = context.store().await?;
     match command.unwrap_or(Servers::List) {
-        Servers::List => list(context, &store).await,
-        Servers::Evict { server } => evict(context, &store, &server).await,
-        Servers::Disable { server } => disable(context, &store, &server, true).await,
-        Servers::Enable { server } => disable(context, &store, &server, false).await,
+        Servers::List => list(context).await,
+        Servers::Evict { server } => evict(context, &server).await,
+        Servers::Disable { server } => disable(context, &server, true).await,
+        Servers::Enable { server } => disable(context, &server, false).await,
     }
 }
 
@@ -136,11 +117,8 @@ pub(crate) fn object(server: &Neighbour) -> serde_json::Map<String, Value> {
     }
 }
 
-async fn list(context: &Context, store: &Store) -> Result<End> {
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let all = servers::neighbours(&mut session).await?;
-    session.rollback().await?;
+async fn list(context: &Context) -> Result<End> {
+    let all = context.server().await?.neighbours().await?;
     let now = clock::now();
     let rows = all
         .iter()
@@ -171,16 +149,14 @@ async fn list(context: &Context, store: &Store) -> Result<End> {
     Ok(End::Done)
 }
 
-async fn evict(context: &Context, store: &Store, name: &str) -> Result<End> {
-    let (own, server) = books::write(store, async |session| {
-        let own = books::identity(session).await?;
-        let server = servers::find(session, name).await?;
-        servers::evict(session, &server, &context.actor).await?;
-        Ok((own, server))
-    })
-    .await?;
-    if server.state != LinkState::Invited {
-        super::exchange::forget(context, own.server, &server).await;
+async fn evict(context: &Context, name: &str) -> Result<End> {
+    let (server, left) = context.server().await?.evict(name).await?;
+    if let Some(error) = left {
+        context.out.note(format!(
+            "note: the queues of the link stay with the broker, which could not be asked to remove \
+             them: {}",
+            error.chain()
+        ));
     }
     context.out.both(
         format!("`{}` is no neighbour any more, and nothing waits for it.", server.nickname),
@@ -189,13 +165,8 @@ async fn evict(context: &Context, store: &Store, name: &str) -> Result<End> {
     Ok(End::Done)
 }
 
-async fn disable(context: &Context, store: &Store, name: &str, disabled: bool) -> Result<End> {
-    let server = books::write(store, async |session| {
-        let server = servers::find(session, name).await?;
-        servers::set_disabled(session, &server, disabled, &context.actor).await?;
-        Ok(server)
-    })
-    .await?;
+async fn disable(context: &Context, name: &str, disabled: bool) -> Result<End> {
+    let server = context.server().await?.set_disabled(name, disabled).await?;
     let what = if disabled { "disabled: records for it wait" } else { "enabled" };
     context.out.both(
         format!("`{}` is {what}.", server.nickname),

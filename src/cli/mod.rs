@@ -26,7 +26,7 @@ use serde_json::json;
 
 use crate::config::{self, Config};
 use crate::error::{Error, Kind, Result};
-use crate::store::Store;
+use crate::server::Server;
 use grammar::{Cli, Command, Global};
 use output::Output;
 
@@ -48,9 +48,9 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Opens the database.
-    pub(crate) async fn store(&self) -> Result<Store> {
-        Store::connect(self.config.database_url()?, self.config.limits()).await
+    /// Opens the server.
+    pub(crate) async fn server(&self) -> Result<Server> {
+        Server::open(self.config.clone(), self.actor.as_str()).await
     }
 }
 

@@ -8,37 +8,24 @@ use super::grammar::{Imports, Records, Select};
 use super::output::{ago, count, text, time};
 use super::{Context, End};
 use crate::error::Result;
-use crate::store::books::records::{self, Filter, Record};
-use crate::store::books::{self, audit as log, cleanup as cleaning, servers};
-use crate::store::{Store, time as clock};
+use crate::store::books::records::Record;
+use crate::store::time as clock;
 
 pub(crate) async fn records(
     context: &Context,
     command: Option<Records>,
     list: Select,
 ) -> Result<End> {
-    let store = context.store().await?;
     match command.unwrap_or(Records::List(list)) {
-        Records::List(select) => show_list(context, &store, &select).await,
+        Records::List(select) => show_list(context, &select).await,
         Records::Show { uuid } => {
-            let mut session = store.read().await?;
-            books::identity(&mut session).await?;
-            let record = records::find(&mut session, uuid).await?;
-            session.rollback().await?;
+            let record = context.server().await?.record(uuid).await?;
             context.out.object(&object(&record));
             show(context, &record);
             Ok(End::Done)
         }
         Records::Reset { uuid, server } => {
-            let number = books::write(&store, async |session| {
-                books::identity(session).await?;
-                let server = match &server {
-                    Some(name) => Some(servers::find(session, name).await?),
-                    None => None,
-                };
-                records::reset(session, uuid, server.as_ref(), &context.actor).await
-            })
-            .await?;
+            let number = context.server().await?.reset(uuid, server.as_deref()).await?;
             context.out.both(
                 match number {
                     0 => "Nothing to send again: what neighbours have, or the rules keep back, stays."
@@ -52,17 +39,10 @@ pub(crate) async fn records(
     }
 }
 
-async fn show_list(context: &Context, store: &Store, select: &Select) -> Result<End> {
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let server = match &select.server {
-        Some(name) => Some(servers::find(&mut session, name).await?),
-        None => None,
-    };
-    let filter =
-        Filter { state: select.state.as_deref(), server: server.as_ref(), limit: select.limit };
-    let list = records::list(&mut session, filter).await?;
-    session.rollback().await?;
+async fn show_list(context: &Context, select: &Select) -> Result<End> {
+    let server = context.server().await?;
+    let list =
+        server.records(select.state.as_deref(), select.server.as_deref(), select.limit).await?;
     let rows = list
         .iter()
         .map(|record| {
@@ -167,17 +147,9 @@ pub(crate) async fn imports(
     list: Select,
 ) -> Result<End> {
     let Imports::List(select) = command.unwrap_or(Imports::List(list));
-    let store = context.store().await?;
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let server = match &select.server {
-        Some(name) => Some(servers::find(&mut session, name).await?),
-        None => None,
-    };
-    let filter =
-        Filter { state: select.state.as_deref(), server: server.as_ref(), limit: select.limit };
-    let list = records::imports(&mut session, filter).await?;
-    session.rollback().await?;
+    let server = context.server().await?;
+    let list =
+        server.imports(select.state.as_deref(), select.server.as_deref(), select.limit).await?;
     let rows = list
         .iter()
         .map(|import| {
@@ -207,9 +179,7 @@ pub(crate) async fn imports(
 
 pub(crate) async fn cleanup(context: &Context, age: Option<Duration>) -> Result<End> {
     let age = age.unwrap_or(context.config.cleanup_age);
-    let store = context.store().await?;
-    let before = clock::now().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
-    let done = cleaning::cleanup(&store, before, &context.actor).await?;
+    let done = context.server().await?.cleanup(age).await?;
     let parts = [
         (done.records, "record"),
         (done.server_records, "delivery"),
@@ -250,11 +220,7 @@ pub(crate) async fn cleanup(context: &Context, age: Option<Duration>) -> Result<
 }
 
 pub(crate) async fn audit(context: &Context, limit: u32) -> Result<End> {
-    let store = context.store().await?;
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let entries = log::list(&mut session, limit).await?;
-    session.rollback().await?;
+    let entries = context.server().await?.audit(limit).await?;
     let rows = entries
         .iter()
         .rev()
@@ -280,12 +246,9 @@ pub(crate) async fn audit(context: &Context, limit: u32) -> Result<End> {
 }
 
 pub(crate) async fn transmissions(context: &Context, limit: u32) -> Result<End> {
-    let store = context.store().await?;
-    let mut session = store.read().await?;
-    books::identity(&mut session).await?;
-    let list = log::transmissions(&mut session, limit).await?;
-    let names = servers::neighbours(&mut session).await?;
-    session.rollback().await?;
+    let server = context.server().await?;
+    let list = server.transmissions(limit).await?;
+    let names = server.neighbours().await?;
     let name = |id: Option<i64>| {
         names.iter().find(|server| Some(server.id) == id).map(|server| server.nickname.as_str())
     };

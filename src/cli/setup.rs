@@ -8,18 +8,14 @@ use super::grammar::{Init, Track, Untrack};
 use super::output::count;
 use super::{Context, End};
 use crate::catalog::decide::Request;
-use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::store::Store;
-use crate::store::books::identity::{self, Made};
-use crate::store::books::{self, audit};
-use crate::store::track::{self, Report};
+use crate::store::books::identity::Made;
+use crate::store::track::Report;
 
 pub(crate) async fn init(context: &Context, arguments: &Init) -> Result<End> {
-    let store = context.store().await?;
-    let (own, made) =
-        identity::init(&store, &arguments.nickname, arguments.new_identity, &context.actor).await?;
-    let (name, at) = (&own.nickname, store.address());
+    let server = context.server().await?;
+    let (own, made) = server.init(&arguments.nickname, arguments.new_identity).await?;
+    let (name, at) = (&own.nickname, server.store().address());
     let text = match made {
         Made::New => format!(
             "{at} is the server `{name}` now. Next: `branchline track --all`, then `branchline \
@@ -64,7 +60,6 @@ fn keys(arguments: &[String]) -> Result<HashMap<String, Vec<String>>> {
 }
 
 pub(crate) async fn track(context: &Context, arguments: Track) -> Result<End> {
-    let store = context.store().await?;
     let request = Request {
         names: arguments.tables,
         all: arguments.all,
@@ -73,13 +68,7 @@ pub(crate) async fn track(context: &Context, arguments: Track) -> Result<End> {
         assume_plain: arguments.assume_plain,
         ..context.config.track_request()
     };
-    let report = books::write(&store, async |session| {
-        let report = track::track(session, request.clone()).await?;
-        let detail = format!("{} classes", report.classes.len());
-        audit::note(session, &context.actor, "track", &detail).await?;
-        Ok(report)
-    })
-    .await?;
+    let report = context.server().await?.track(request).await?;
     print(context, &report);
     if report.refusals.is_empty() {
         return Ok(End::Done);
@@ -135,13 +124,7 @@ fn print(context: &Context, report: &Report) {
 }
 
 pub(crate) async fn untrack(context: &Context, arguments: Untrack) -> Result<End> {
-    let store = context.store().await?;
-    let names = books::write(&store, async |session| {
-        let names = track::untrack(session, &arguments.tables).await?;
-        audit::note(session, &context.actor, "untrack", &names.join(", ")).await?;
-        Ok(names)
-    })
-    .await?;
+    let names = context.server().await?.untrack(&arguments.tables).await?;
     context.out.both(
         format!(
             "{} no longer under capture: {}.",
@@ -151,29 +134,4 @@ pub(crate) async fn untrack(context: &Context, arguments: Untrack) -> Result<End
         &json!({ "untracked": names }),
     );
     Ok(End::Done)
-}
-
-/// Puts every table under capture that the default rules do not keep back.
-pub(crate) async fn track_all(store: &Store, config: &Config) -> Result<()> {
-    let request = Request { all: true, ..config.track_request() };
-    let report =
-        books::write(store, async |session| track::track(session, request.clone()).await).await?;
-    match report.refusals.first() {
-        None => Ok(()),
-        Some(refusal) => Err(Error::failed(format!("`{}`: {}", refusal.class, refusal.text))),
-    }
-}
-
-/// Classes whose triggers are missing or out of date, a sentence each.
-pub(crate) async fn broken_capture(_context: &Context, store: &Store) -> Result<Vec<String>> {
-    let mut session = store.read().await?;
-    let catalog = track::load(&mut session).await?;
-    let broken = track::broken(&mut session, &catalog).await?;
-    session.rollback().await?;
-    Ok(broken
-        .into_iter()
-        .map(|class| {
-            format!("the triggers of `{class}` are gone or out of date: run `branchline track`")
-        })
-        .collect())
 }

@@ -6,18 +6,16 @@ use super::links;
 use super::output::{ago, count, span, time};
 use super::{Context, End};
 use crate::error::Result;
-use crate::store::books::status::{Counts, Link, Status, status as read};
+use crate::store::books::status::{Counts, Link, Status};
 use crate::store::time as clock;
 
 pub(crate) async fn status(context: &Context) -> Result<End> {
-    let store = context.store().await?;
-    let now = clock::now();
-    let mut session = store.read().await?;
-    let status = read(&mut session, now).await?;
-    session.rollback().await?;
-    context.out.object(&object(&status, store.address()));
+    let server = context.server().await?;
+    let status = server.status().await?;
+    let address = server.store().address();
+    context.out.object(&object(&status, address));
     if !context.out.json {
-        people(context, &status, store.address(), now);
+        people(context, &status, address, clock::now());
     }
     Ok(End::Done)
 }

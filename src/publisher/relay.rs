@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
 use crate::record::batch::Tree;
@@ -51,6 +52,16 @@ async fn has_changes(engine: &Engine) -> Result<bool> {
     Ok(some)
 }
 
+/// The bounds of sealing as they are configured.
+#[must_use]
+pub fn bounds(config: &Config) -> Bounds {
+    Bounds {
+        changes_max: config.seal_changes_max,
+        sqlite_gap_ms: millis(config.sqlite_gap),
+        ..Bounds::default()
+    }
+}
+
 /// Seals one window of changes in a transaction that holds the seal lock.
 pub async fn seal_in(
     engine: &Engine,
@@ -59,11 +70,7 @@ pub async fn seal_in(
 ) -> Result<seal::Sealed> {
     let span = tracing::debug_span!("seal", server.id = %context.identity.server);
     let mut shapes = engine.shapes();
-    let bounds = Bounds {
-        changes_max: engine.config.seal_changes_max,
-        sqlite_gap_ms: millis(engine.config.sqlite_gap),
-        ..Bounds::default()
-    };
+    let bounds = bounds(&engine.config);
     let mut sealer = Sealer {
         catalog: &context.catalog,
         identity: context.identity.clone(),
@@ -115,7 +122,20 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
         resend_after_ms: millis(engine.config.resend_after),
     };
     let now = time::now();
+    let mut session = engine.store.read().await?;
+    let some = settle::some(&mut session, neighbour, pace, now).await?;
+    session.rollback().await?;
+    if !some {
+        return Ok(0);
+    }
     let mut session = engine.store.begin().await?;
+    let until = now + millis(CLAIM);
+    if !settle::claim(&mut session, neighbour, engine.session, now, until).await? {
+        // Another process is at it; what waits does not wait for us.
+        session.rollback().await?;
+        return Ok(0);
+    }
+    // Read under the claim: what another process has just sent is not NEW any more.
     let waiting = settle::pending(&mut session, neighbour, pace, now).await?;
     if waiting.is_empty() {
         session.rollback().await?;
@@ -149,6 +169,7 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
             }
         }
     }
+    settle::release(&mut session, neighbour, engine.session).await?;
     session.commit().await?;
     engine.activity.moved(published);
     match refused {
@@ -159,6 +180,10 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
         ))),
     }
 }
+
+/// How long a process that died in the middle of a round keeps a link from others. A round that takes
+/// longer may meet another's: records are sent twice then, which harms nobody.
+const CLAIM: Duration = Duration::from_secs(10);
 
 /// Messages that one round puts together.
 const BATCHES_A_ROUND: usize = 8;

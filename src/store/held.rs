@@ -30,6 +30,8 @@ pub enum HoldKind {
     Gap,
     /// It does not decode, or is not who it says.
     Undecodable,
+    /// A row of this server that has no key and so no name elsewhere; `server_id` is 0.
+    Keyless,
 }
 
 impl HoldKind {
@@ -44,6 +46,7 @@ impl HoldKind {
             Self::Missing => "MISSING_ROW",
             Self::Gap => "GAP",
             Self::Undecodable => "UNDECODABLE",
+            Self::Keyless => "NO_KEY",
         }
     }
 }
@@ -57,6 +60,13 @@ impl fmt::Display for HoldKind {
 /// Parts of a record as they are kept.
 #[derive(Serialize, Deserialize)]
 struct Kept(Vec<ByteBuf>);
+
+/// The parts of a record as `sync_held.payload` has them.
+pub(super) fn pack<'a>(parts: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>> {
+    let kept = Kept(parts.map(|part| ByteBuf::from(part.to_vec())).collect());
+    rmp_serde::to_vec(&kept)
+        .map_err(|error| Error::failed("a held record cannot be stored").with_source(error))
+}
 
 /// First wait before a held record is tried again; doubles up to [`WAIT_MAX_MS`].
 const WAIT_MS: i64 = 10_000;
@@ -77,9 +87,7 @@ pub(super) async fn write(
     hold: &Hold,
     now: i64,
 ) -> Result<()> {
-    let kept = Kept(record.parts.iter().map(|(bytes, _)| ByteBuf::from(bytes.to_vec())).collect());
-    let payload = rmp_serde::to_vec(&kept)
-        .map_err(|error| Error::failed("a held record cannot be stored").with_source(error))?;
+    let payload = pack(record.parts.iter().map(|(bytes, _)| bytes.as_ref()))?;
     let classes = record.classes();
     let row = session
         .query_one(
@@ -206,7 +214,8 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         return Ok(Vec::new());
     }
     let sql = format!(
-        "SELECT id, uuid, server_id, payload FROM @sync_held WHERE {} ORDER BY id",
+        "SELECT id, uuid, server_id, payload FROM @sync_held \
+         WHERE {} AND original_uuid IS NOT NULL ORDER BY id",
         session.dialect().any("id", 1)
     );
     let mut list = Vec::new();

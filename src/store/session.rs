@@ -181,6 +181,24 @@ impl Session {
         }
     }
 
+    /// Commits what was done; after an error takes it all back, and returns that error.
+    ///
+    /// # Errors
+    /// The one in `done`, else that of the COMMIT.
+    pub async fn end<T>(self, done: Result<T>) -> Result<T> {
+        match done {
+            Ok(value) => {
+                self.commit().await?;
+                Ok(value)
+            }
+            Err(error) => {
+                // The first error is the one that matters.
+                let _ = self.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
     /// Commits. An error of kind [`Unreachable`](crate::Kind::Unreachable) leaves open whether it
     /// did: everything done in a transaction is safe to do again.
     pub async fn commit(self) -> Result<()> {

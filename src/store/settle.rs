@@ -63,6 +63,25 @@ fn link(neighbour: &Neighbour) -> (&'static str, &'static str) {
     }
 }
 
+/// Whether anything may have to be sent to a neighbour. [`pending`] says what.
+pub async fn some(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    pace: Pace,
+    now: i64,
+) -> Result<bool> {
+    let (t, link) = link(neighbour);
+    let from = source(neighbour);
+    let sql = format!(
+        "SELECT EXISTS (SELECT 1 FROM {from} WHERE {link} \
+         AND {t}.state IN ('NEW', 'PENDING', 'SEND_FAILED')) \
+         OR EXISTS (SELECT 1 FROM {from} WHERE {link} \
+         AND {t}.state IN ('SENT', 'SENT_AGAIN') AND {t}.sent_at < $2)"
+    );
+    let due = Datum::time(now - pace.resend_after_ms);
+    session.query_one(&sql, vec![neighbour.id.into(), due]).await?.flag(0)
+}
+
 /// Records for a neighbour in the order in which they were sealed or taken in: what has not been
 /// sent, and what was not acknowledged in time.
 pub async fn pending(
@@ -124,6 +143,41 @@ fn outbound(row: &super::Row, again: bool) -> Result<Outbound> {
         parts: narrow(6)?,
         again,
     })
+}
+
+/// Claims a link for one round of publishing: two processes that published at once would send
+/// everything twice. A claim of another process counts until it is released, or is `now`.
+/// Says whether the link is ours.
+pub async fn claim(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    process: uuid::Uuid,
+    now: i64,
+    until: i64,
+) -> Result<bool> {
+    let claimed = session
+        .execute(
+            "UPDATE @sync_server SET relay_session = $2, relay_until = $3 WHERE id = $1 \
+             AND (relay_session IS NULL OR relay_session = $2 OR relay_until < $4)",
+            vec![neighbour.id.into(), process.into(), Datum::time(until), Datum::time(now)],
+        )
+        .await?;
+    Ok(claimed > 0)
+}
+
+/// Gives a link free for other processes.
+pub async fn release(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    process: uuid::Uuid,
+) -> Result<()> {
+    session
+        .execute(
+            "UPDATE @sync_server SET relay_session = NULL WHERE id = $1 AND relay_session = $2",
+            vec![neighbour.id.into(), process.into()],
+        )
+        .await?;
+    Ok(())
 }
 
 /// Takes `count` running numbers of the link; yields the epoch and the first of them.

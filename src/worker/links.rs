@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::activity::Busy;
 use super::deliver::{self, Message};
 use super::engine::Engine;
-use super::tasks::supervise;
+use super::tasks::{Duty, supervise};
 use super::{hello, joins, reply};
 use crate::error::{Error, Result};
 use crate::publisher::relay;
@@ -33,6 +33,7 @@ const MESSAGES_MAX: usize = 32;
 pub(super) fn spawn(
     tasks: &mut JoinSet<()>,
     engine: &Arc<Engine>,
+    duty: Duty,
     neighbour: &Neighbour,
     stop: &CancellationToken,
 ) {
@@ -43,8 +44,13 @@ pub(super) fn spawn(
             Arc::clone(engine),
             name("publishing to"),
             stop.clone(),
-            move || publish(Arc::clone(&e), n.clone(), s.clone()),
+            move || publish(Arc::clone(&e), duty, n.clone(), s.clone()),
         ));
+    }
+    if duty == Duty::Publish {
+        return;
+    }
+    if neighbour.state == LinkState::Joined {
         let (e, n, s) = (Arc::clone(engine), neighbour.clone(), stop.clone());
         tasks.spawn(supervise(
             Arc::clone(engine),
@@ -59,8 +65,14 @@ pub(super) fn spawn(
     }));
 }
 
-/// Says hello, then publishes what waits, until stopped.
-async fn publish(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationToken) -> Result<()> {
+/// Says hello, then publishes what waits, until stopped. A process that only publishes leaves the
+/// hello, and all else that is said on a start, to the worker.
+async fn publish(
+    engine: Arc<Engine>,
+    duty: Duty,
+    neighbour: Neighbour,
+    stop: CancellationToken,
+) -> Result<()> {
     let who = format!("publishing to `{}`", neighbour.nickname);
     let first = engine.activity.busy();
     let own = own(&engine).await?;
@@ -70,16 +82,20 @@ async fn publish(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
     }
     let mut known = usize::MAX;
     let mut said = Instant::now();
-    if neighbour.role == Role::Child {
-        joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
+    if duty == Duty::All {
+        if neighbour.role == Role::Child {
+            joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
+        }
+        reply::acknowledge_left(&engine, &neighbour).await?;
     }
-    reply::acknowledge_left(&engine, &neighbour).await?;
     let mut first = Some(first);
     loop {
-        let origins = origins(&engine).await?;
-        if origins != known || said.elapsed() >= engine.config.hello_every {
-            hello::say(&engine, &neighbour).await?;
-            (known, said) = (origins, Instant::now());
+        if duty == Duty::All {
+            let origins = origins(&engine).await?;
+            if origins != known || said.elapsed() >= engine.config.hello_every {
+                hello::say(&engine, &neighbour).await?;
+                (known, said) = (origins, Instant::now());
+            }
         }
         let news = engine.outbox.notified();
         let mut news = std::pin::pin!(news);

@@ -12,7 +12,7 @@ mod hello;
 mod joins;
 mod links;
 mod reply;
-mod tasks;
+pub(crate) mod tasks;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use self::engine::Engine;
+use self::tasks::Duty;
 use crate::config::Config;
 use crate::error::Result;
 use crate::interceptor::Wake;
@@ -70,7 +71,7 @@ impl Worker {
     /// # Cancel safety
     /// Dropping the future loses nothing, like a crash: prefer `stop`.
     pub async fn run(&self, stop: CancellationToken) -> Result<()> {
-        tasks::run(Arc::clone(&self.engine), stop).await;
+        tasks::run(Arc::clone(&self.engine), Duty::All, stop).await;
         self.engine.close().await;
         Ok(())
     }
@@ -82,7 +83,7 @@ impl Worker {
     pub async fn sync(&self, idle: Duration) -> Result<Outcome> {
         let stop = CancellationToken::new();
         let engine = Arc::clone(&self.engine);
-        let tasks = tokio::spawn(tasks::run(Arc::clone(&engine), stop.clone()));
+        let tasks = tokio::spawn(tasks::run(Arc::clone(&engine), Duty::All, stop.clone()));
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             if engine.activity.is_idle(idle) || tasks.is_finished() {

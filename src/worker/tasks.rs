@@ -30,12 +30,23 @@ const CHORES_EVERY: Duration = Duration::from_secs(5);
 /// How often the host's catalog is compared with what is tracked.
 const CATALOG_EVERY: Duration = Duration::from_secs(30);
 
-/// Runs every task until `stop` is cancelled.
-pub(super) async fn run(engine: Arc<Engine>, stop: CancellationToken) {
+/// What a process does for its server.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Duty {
+    /// Everything.
+    All,
+    /// Seal and publish; a worker beside it does the rest.
+    Publish,
+}
+
+/// Runs the tasks of a duty until `stop` is cancelled.
+pub(crate) async fn run(engine: Arc<Engine>, duty: Duty, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     tasks.spawn(seal(Arc::clone(&engine), stop.clone()));
-    tasks.spawn(chores(Arc::clone(&engine), stop.clone()));
-    tasks.spawn(neighbours(Arc::clone(&engine), stop.clone()));
+    if duty == Duty::All {
+        tasks.spawn(chores(Arc::clone(&engine), stop.clone()));
+    }
+    tasks.spawn(neighbours(Arc::clone(&engine), duty, stop.clone()));
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended {
             tracing::error!(error = %error, "a task of the worker broke");
@@ -186,7 +197,7 @@ async fn mend_capture(engine: &Engine) -> Result<()> {
 }
 
 /// Keeps the tasks of each link running, as neighbours come and go.
-async fn neighbours(engine: Arc<Engine>, stop: CancellationToken) {
+async fn neighbours(engine: Arc<Engine>, duty: Duty, stop: CancellationToken) {
     let mut running: HashMap<i64, (String, CancellationToken)> = HashMap::new();
     let mut tasks = JoinSet::new();
     let mut pause = Pause::new();
@@ -219,11 +230,12 @@ async fn neighbours(engine: Arc<Engine>, stop: CancellationToken) {
         for (id, neighbour) in wanted {
             running.entry(id).or_insert_with(|| {
                 let token = stop.child_token();
-                links::spawn(&mut tasks, &engine, &neighbour, &token);
+                links::spawn(&mut tasks, &engine, duty, &neighbour, &token);
                 (sign(&neighbour), token)
             });
         }
-        if joins.is_none() && list.iter().any(|neighbour| neighbour.role == Role::Child) {
+        let child = list.iter().any(|neighbour| neighbour.role == Role::Child);
+        if duty == Duty::All && child && joins.is_none() {
             let token = stop.child_token();
             tasks.spawn(links::joins(Arc::clone(&engine), token.clone()));
             joins = Some(token);

@@ -9,6 +9,7 @@ use branchline::record::Value;
 use branchline::store::books::identity;
 use branchline::store::image::bind_sql;
 use branchline::store::postgres::image;
+use branchline::store::seal::Bounds;
 use branchline::store::track::{self, Report};
 use branchline::store::{Datum, Dialect, Limits, Session, Store};
 use tokio_postgres::{Client, NoTls};
@@ -920,7 +921,7 @@ async fn untrack_leaves_no_trace_and_loses_nothing() {
     let untrack = async |names: &[&str]| {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut session = bench.store.begin().await.unwrap();
-        let answer = track::untrack(&mut session, &names).await;
+        let answer = track::untrack(&mut session, &names, Bounds::default()).await;
         match &answer {
             Ok(_) => session.commit().await.unwrap(),
             Err(_) => session.rollback().await.unwrap(),
@@ -929,11 +930,14 @@ async fn untrack_leaves_no_trace_and_loses_nothing() {
     };
     let error = untrack(&["thing"]).await.unwrap_err().to_string();
     assert!(error.contains("`other` refers to `thing`"), "{error}");
-    let error = untrack(&[]).await.unwrap_err().to_string();
-    assert!(error.contains("not sealed yet"), "{error}");
+    assert_eq!(untrack(&["other"]).await.unwrap(), ["other"]);
+    let records = "SELECT count(*) FROM branchline.sync_record";
+    let sealed = bench.host.query_one(records, &[]).await.unwrap();
+    assert_eq!(sealed.get::<_, i64>(0), 1, "what was captured is sealed");
     bench.run("INSERT INTO thing VALUES (2, 'b', 1)").await;
-    assert_eq!(bench.caught().await.len(), 2, "it is still under capture");
-    assert_eq!(untrack(&[]).await.unwrap(), ["other", "thing"]);
+    assert_eq!(untrack(&[]).await.unwrap(), ["thing"]);
+    let sealed = bench.host.query_one(records, &[]).await.unwrap();
+    assert_eq!(sealed.get::<_, i64>(0), 2);
     bench.run("INSERT INTO thing VALUES (3, 'c', 1)").await;
     let left = bench
         .host

@@ -2,14 +2,21 @@
 //! mixes of databases and brokers.
 
 mod again;
+mod capture;
 mod clinic;
 mod contention;
 mod errors;
+mod publisher;
 
 use std::collections::BTreeSet;
 
 use self::again::Messages;
 use self::clinic::{PATIENTS, VISITS, admit, visit};
+use self::publisher::{
+    a_process_that_died_while_it_published_keeps_a_link_only_for_a_while,
+    processes_that_publish_side_by_side_send_nothing_twice,
+    what_an_application_commits_is_published_without_a_worker,
+};
 use crate::support::cli::{TestServer, wait_until};
 use crate::support::tree::{ARRIVES_WITHIN, MIXED_AMQP, Mix, POSTGRES_AMQP, SQLITE_SPOOL, Tree};
 
@@ -276,4 +283,7 @@ on_every_mix! {
     a_rule_of_the_receiver_rejects_a_class
     a_child_that_was_offline_catches_up
     workers_that_are_killed_lose_and_double_nothing
+    what_an_application_commits_is_published_without_a_worker
+    processes_that_publish_side_by_side_send_nothing_twice
+    a_process_that_died_while_it_published_keeps_a_link_only_for_a_while
 }

@@ -131,7 +131,7 @@ impl Decider<'_> {
             let name = &table.columns[*n].name;
             self.warn(
                 &table.name,
-                format!("a row whose `{name}` is NULL has no key, and is not sent"),
+                format!("a row whose `{name}` is NULL has no key, and is held until it has one"),
             );
         }
         Some(Key::Natural(found))
@@ -141,7 +141,7 @@ impl Decider<'_> {
         let mut text =
             "it has no key: all its columns are one, and equal rows count as one".to_owned();
         if table.columns.iter().any(|column| !column.not_null) {
-            text.push_str("; a row with a NULL in it is not sent");
+            text.push_str("; a row with a NULL in it has no key, and is held");
         }
         self.warn(&table.name, text);
     }

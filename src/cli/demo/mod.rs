@@ -89,13 +89,13 @@ async fn play(context: &Context, tree: &mut Tree, seed: u64) -> Result<()> {
 /// Writes the reference data at the root, and waits until every server has it.
 async fn reference_data(tree: &mut Tree, seed: u64) -> Result<()> {
     let root = tree.servers.first().ok_or_else(|| Error::failed("the tree is not planted"))?;
-    staff::reference_data(&root.store, seed).await?;
+    staff::reference_data(root.server.store(), seed).await?;
     let deadline = Instant::now() + DRAIN_WITHIN;
     for index in 0..tree.servers.len() {
         loop {
             tree.notice_failures().await?;
             let Some(server) = tree.servers.get(index) else { break };
-            let mut session = server.store.read().await?;
+            let mut session = server.server.store().read().await?;
             let row = session.query_one("SELECT count(*) FROM user_role", Vec::new()).await?;
             session.rollback().await?;
             if row.int(0)? >= staff::USERS {
@@ -120,7 +120,8 @@ async fn work(tree: &mut Tree, view: &mut View, seed: u64) -> Result<usize> {
     let mut people = JoinSet::new();
     for (index, server) in tree.servers.iter().enumerate() {
         let site = server.site;
-        let staff = Staff { store: server.store.clone(), name: site.name, kind: site.kind, seed };
+        let staff =
+            Staff { store: server.server.store().clone(), name: site.name, kind: site.kind, seed };
         let own = if index == AWAY { Arc::clone(&away) } else { Arc::default() };
         let all = Arc::clone(&committed);
         people.spawn(async move {

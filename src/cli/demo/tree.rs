@@ -9,13 +9,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::schema;
 use super::staff::Kind;
-use crate::cli::{exchange, setup};
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::store::books::servers::LinkState;
-use crate::store::books::{self, identity, invites, joining, servers};
+use crate::server::Server;
+use crate::store::Store;
+use crate::store::books::servers::{LinkState, Role};
 use crate::store::postgres::databases;
-use crate::store::{Store, time as clock};
 use crate::transport::{self, Lane, Queue};
 use crate::worker::Worker;
 
@@ -24,7 +23,7 @@ const BUILD_WITHIN: Duration = Duration::from_secs(30);
 /// How long a worker may take to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(25);
-const TOKEN_LIFE_MS: i64 = 3_600_000;
+const TOKEN_LIFE: Duration = Duration::from_secs(3_600);
 
 /// A place in the tree.
 #[derive(Clone, Copy, Debug)]
@@ -62,11 +61,10 @@ pub(super) const SITES: [Site; 7] = [
 /// The clinic that is offline for a while.
 pub(super) const AWAY: usize = 2;
 
-/// A server of the demo.
-pub(super) struct Server {
+/// A server of the demo, at its place.
+pub(super) struct Member {
     pub(super) site: Site,
-    pub(super) store: Store,
-    config: Config,
+    pub(super) server: Server,
     running: Option<Running>,
 }
 
@@ -77,7 +75,7 @@ struct Running {
 
 /// All of it.
 pub(super) struct Tree {
-    pub(super) servers: Vec<Server>,
+    pub(super) servers: Vec<Member>,
     folder: TempDir,
     /// A PostgreSQL server to make databases on; none: SQLite files.
     database_url: Option<String>,
@@ -124,11 +122,11 @@ impl Tree {
     pub(super) async fn plant(&mut self) -> Result<()> {
         for site in SITES {
             let config = self.configure(site).await?;
-            let store = Store::connect(config.database_url()?, config.limits()).await?;
-            schema::create(&store, site.first).await?;
-            identity::init(&store, site.name, false, "demo").await?;
-            setup::track_all(&store, &config).await?;
-            self.servers.push(Server { site, store, config, running: None });
+            let server = Server::open(config, "demo").await?;
+            schema::create(server.store(), site.first).await?;
+            server.init(site.name, false).await?;
+            server.track_all().await?;
+            self.servers.push(Member { site, server, running: None });
         }
         Ok(())
     }
@@ -177,27 +175,15 @@ impl Tree {
         Ok(())
     }
 
-    fn server(&self, index: usize) -> Result<&Server> {
+    fn server(&self, index: usize) -> Result<&Member> {
         self.servers.get(index).ok_or_else(|| Error::failed("the tree is not planted"))
     }
 
     async fn connect(&self, child: usize, parent: usize) -> Result<()> {
         let (child, parent) = (self.server(child)?, self.server(parent)?);
-        let token = books::write(&parent.store, async |session| {
-            let wanted = invites::Wanted {
-                nickname: child.site.name,
-                load: false,
-                expires_at: clock::now() + TOKEN_LIFE_MS,
-                broker_url: parent.config.address_for_children(),
-            };
-            invites::create(session, wanted, "demo").await
-        })
-        .await?;
-        let joining = books::write(&child.store, async |session| {
-            joining::join(session, &token, false, clock::now(), "demo").await
-        })
-        .await?;
-        exchange::request(&child.config, &token, &joining).await
+        let token = parent.server.invite(child.site.name, false, TOKEN_LIFE).await?;
+        child.server.join(&token.encode()?, false).await?;
+        Ok(())
     }
 
     async fn wait_joined(&mut self, index: usize) -> Result<()> {
@@ -205,10 +191,8 @@ impl Tree {
         loop {
             self.notice_failures().await?;
             let server = self.server(index)?;
-            let mut session = server.store.read().await?;
-            let parent = servers::parent(&mut session).await?;
-            session.rollback().await?;
-            match parent {
+            let all = server.server.neighbours().await?;
+            match all.into_iter().find(|neighbour| neighbour.role == Role::Parent) {
                 None => return Ok(()),
                 Some(parent) if parent.state == LinkState::Joined => return Ok(()),
                 Some(parent) if parent.state == LinkState::Refused => {
@@ -232,7 +216,7 @@ impl Tree {
 
     /// Starts a server's worker, in this process.
     pub(super) async fn start(&mut self, index: usize) -> Result<()> {
-        let config = self.server(index)?.config.clone();
+        let config = self.server(index)?.server.config().clone();
         let worker = Worker::open(config).await?;
         let stop = CancellationToken::new();
         let until = stop.clone();
@@ -275,7 +259,7 @@ impl Tree {
 
     /// Each server's name and database.
     pub(super) fn stores(&self) -> Vec<(&'static str, &Store)> {
-        self.servers.iter().map(|server| (server.site.name, &server.store)).collect()
+        self.servers.iter().map(|server| (server.site.name, server.server.store())).collect()
     }
 
     /// Stops all workers.
@@ -323,13 +307,12 @@ impl Tree {
 
     async fn remove_queues(&self) -> Result<()> {
         let Some(first) = self.servers.first() else { return Ok(()) };
-        let url = &first.config.broker_url;
-        let transport = transport::connect(url, &first.config.transport_settings(url))?;
+        let config = first.server.config();
+        let url = &config.broker_url;
+        let transport = transport::connect(url, &config.transport_settings(url))?;
         let mut ids = Vec::new();
         for server in &self.servers {
-            let mut session = server.store.read().await?;
-            ids.push(books::identity(&mut session).await?.server);
-            session.rollback().await?;
+            ids.push(server.server.status().await?.identity.server);
         }
         for (server, own) in self.servers.iter().zip(&ids) {
             transport.remove(Queue { to: *own, from: *own, lane: Lane::Joins }).await?;

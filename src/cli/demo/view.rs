@@ -42,7 +42,7 @@ impl Sample {
 pub(super) async fn look(tree: &Tree) -> Result<Vec<Sample>> {
     let mut samples = Vec::with_capacity(tree.servers.len());
     for server in &tree.servers {
-        samples.push(sample(&server.store).await?);
+        samples.push(sample(server.server.store()).await?);
     }
     Ok(samples)
 }

@@ -4,7 +4,7 @@ use ed25519_dalek::SigningKey;
 use rand::rngs::OsRng;
 use uuid::Uuid;
 
-use super::audit;
+use super::{Attempts, audit};
 use crate::error::{Error, Result};
 use crate::id::{Actor, Incarnation, ServerId};
 use crate::store::{Dialect, Session, Store};
@@ -186,27 +186,41 @@ pub async fn init(
 ) -> Result<(Identity, Made)> {
     let nickname = checked_nickname(nickname)?;
     store.migrate().await?;
-    super::write(store, async |session| {
-        super::lock(session).await?;
-        let Some(old) = read(session).await? else {
-            let identity = create(session, nickname).await?;
-            audit::note(session, actor, "init", &format!("made `{nickname}` {}", identity.server))
-                .await?;
-            return Ok((identity, Made::New));
-        };
-        if new_identity {
-            let detail = format!("`{}` {} becomes `{nickname}`", old.nickname, old.server);
-            let identity = renew(session, nickname).await?;
-            audit::note(session, actor, "init --new-identity", &detail).await?;
-            return Ok((identity, Made::Renewed));
+    let mut attempts = Attempts::default();
+    loop {
+        let mut session = store.begin().await?;
+        let made = make(&mut session, nickname, new_identity, actor).await;
+        match session.end(made).await {
+            Err(error) if attempts.again(&error).await => {}
+            other => return other,
         }
-        if old.nickname == nickname {
-            return Ok((old, Made::Kept));
-        }
-        rename(session, &old, nickname, actor).await?;
-        Ok((Identity { nickname: nickname.to_owned(), ..old }, Made::Renamed))
-    })
-    .await
+    }
+}
+
+async fn make(
+    session: &mut Session,
+    nickname: &str,
+    new_identity: bool,
+    actor: &str,
+) -> Result<(Identity, Made)> {
+    super::lock(session).await?;
+    let Some(old) = read(session).await? else {
+        let identity = create(session, nickname).await?;
+        audit::note(session, actor, "init", &format!("made `{nickname}` {}", identity.server))
+            .await?;
+        return Ok((identity, Made::New));
+    };
+    if new_identity {
+        let detail = format!("`{}` {} becomes `{nickname}`", old.nickname, old.server);
+        let identity = renew(session, nickname).await?;
+        audit::note(session, actor, "init --new-identity", &detail).await?;
+        return Ok((identity, Made::Renewed));
+    }
+    if old.nickname == nickname {
+        return Ok((old, Made::Kept));
+    }
+    rename(session, &old, nickname, actor).await?;
+    Ok((Identity { nickname: nickname.to_owned(), ..old }, Made::Renamed))
 }
 
 /// A nickname without white space around it, that is neither empty, nor long, nor unprintable.

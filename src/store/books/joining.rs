@@ -69,7 +69,12 @@ pub async fn join(
     )
     .await?;
     session
-        .execute("UPDATE @sync_held SET server_id = $1 WHERE server_id NOT IN (SELECT id FROM @sync_server)", vec![id.into()])
+        .execute(
+            // 0 is this server itself.
+            "UPDATE @sync_held SET server_id = $1 WHERE server_id <> 0 \
+             AND server_id NOT IN (SELECT id FROM @sync_server)",
+            vec![id.into()],
+        )
         .await?;
     session
         .execute("UPDATE @sync_import SET server_id = $1 WHERE state IN ('FAILED', 'FAILED_AND_STOPPED') AND server_id NOT IN (SELECT id FROM @sync_server)", vec![id.into()])

@@ -68,17 +68,8 @@ async fn attempt_write<T>(
     work: &mut impl AsyncFnMut(&mut Session) -> Result<T>,
 ) -> Result<T> {
     let mut session = store.begin().await?;
-    match work(&mut session).await {
-        Ok(value) => {
-            session.commit().await?;
-            Ok(value)
-        }
-        Err(error) => {
-            // The first error is the one that matters.
-            let _ = session.rollback().await;
-            Err(error)
-        }
-    }
+    let done = work(&mut session).await;
+    session.end(done).await
 }
 
 /// Takes the lock under which everything is sealed, applied and numbered. On SQLite a writing

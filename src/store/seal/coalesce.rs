@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::keyless::Keyless;
 use super::keys::{Locals, reference};
 use super::read::{Image, Transaction};
 use crate::catalog::Tracked;
-use crate::error::Result;
 use crate::record::{Op, RowId, Value};
 
 /// What a transaction did to one row, in the end.
@@ -40,25 +40,31 @@ pub(super) struct Rekeyed {
     pub(super) new: RowId,
 }
 
-/// The net changes in the order in which their rows were last touched, and the rows whose key
-/// changed.
-pub(super) fn coalesce(
-    transaction: Transaction,
-    locals: &Locals,
-) -> Result<(Vec<Net>, Vec<Rekeyed>)> {
+/// What is left of a transaction.
+#[derive(Debug, Default)]
+pub(super) struct Coalesced {
+    /// In the order in which their rows were last touched.
+    pub(super) nets: Vec<Net>,
+    /// Rows whose key changed.
+    pub(super) rekeyed: Vec<Rekeyed>,
+    /// Rows that have no key: they are held until they have one.
+    pub(super) keyless: Keyless,
+}
+
+/// One net change a row.
+pub(super) fn coalesce(transaction: Transaction, locals: &Locals) -> Coalesced {
     let mut ways: HashMap<RowId, Way> = HashMap::new();
     let mut rekeyed = Vec::new();
+    let mut keyless = Keyless::default();
     for (n, change) in transaction.changes.into_iter().enumerate() {
+        keyless.note(&change, locals);
         let tracked = change.tracked;
-        // An image without a key is left out: one row must not hold up all the others.
-        let keyed = |image: Option<Image>| match image {
-            Some(image) => row_id(&tracked, &image, change.seq).map(|id| (id, image)),
-            None => None,
+        let keyed = |image: Option<Image>| {
+            image.and_then(|image| row_id(&tracked, &image).map(|id| (id, image)))
         };
         let (from, old) = keyed(change.old).unzip();
         let (to, new) = keyed(change.new).unzip();
-        let keys = (from, to);
-        match keys {
+        match (from, to) {
             (Some(from), Some(to)) if from != to => {
                 touch(&mut ways, &tracked, from, old, None, n);
                 touch(&mut ways, &tracked, to.clone(), None, new, n);
@@ -71,21 +77,12 @@ pub(super) fn coalesce(
     let mut ordered: Vec<(RowId, Way)> = ways.into_iter().collect();
     ordered.sort_by(|(a, x), (b, y)| x.touched.cmp(&y.touched).then_with(|| a.cmp(b)));
     let nets = ordered.into_iter().filter_map(|(row, way)| net(row, way, locals)).collect();
-    Ok((nets, rekeyed))
+    Coalesced { nets, rekeyed, keyless }
 }
 
-fn row_id(tracked: &Tracked, image: &Image, seq: i64) -> Option<RowId> {
-    let class = Arc::clone(&tracked.class.name);
-    match &image.key {
-        Some(key) => Some(RowId { class, key: Arc::clone(key) }),
-        None => {
-            tracing::error!(
-                %class, change.seq = seq,
-                "a row without a key is not sent: a column of its key is NULL or refers to nothing"
-            );
-            None
-        }
-    }
+fn row_id(tracked: &Tracked, image: &Image) -> Option<RowId> {
+    let key = image.key.as_ref()?;
+    Some(RowId { class: Arc::clone(&tracked.class.name), key: Arc::clone(key) })
 }
 
 fn touch(
@@ -137,7 +134,12 @@ fn travels(tracked: &Tracked, column: usize) -> bool {
     class.surrogate != Some(column) && !class.columns[column].generated
 }
 
-fn all_values(tracked: &Tracked, image: &Image, locals: &Locals) -> Vec<(Arc<str>, Value)> {
+/// The row of an image as it travels.
+pub(super) fn all_values(
+    tracked: &Tracked,
+    image: &Image,
+    locals: &Locals,
+) -> Vec<(Arc<str>, Value)> {
     let known = (0..tracked.class.columns.len())
         .filter(|column| travels(tracked, *column))
         .filter_map(|column| {

@@ -4,13 +4,14 @@
 //! deferred key comes later), its key is found in the same transaction's change of that row, else
 //! in the table.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use uuid::Uuid;
 
-use super::read::{Image, Transaction};
-use crate::catalog::{Catalog, Tracked, TypeKind, join_key, key_part};
+use super::read::{Change, Image, Transaction};
+use crate::catalog::decide::UUID_COLUMN;
+use crate::catalog::{Catalog, Column, Tracked, TypeKind, join_key, key_part};
 use crate::error::{Error, Result};
 use crate::record::{RowId, Value};
 use crate::store::rows;
@@ -165,40 +166,68 @@ async fn look_up(
 }
 
 /// A row whose uuid the host left NULL gets one: in the table (uncaptured) and in all images of the
-/// transaction, by its local id.
+/// transaction, by its local id. Where the table takes none, the row stays without a key.
 async fn fill_missing_uuids(session: &mut Session, transaction: &mut Transaction) -> Result<()> {
-    let mut given: HashMap<(i32, String), String> = HashMap::new();
+    let mut given: BTreeMap<(i32, String), (Arc<Tracked>, Option<String>)> = BTreeMap::new();
     for change in &mut transaction.changes {
-        let class = &change.tracked.class;
-        let ([key], [local]) = (class.key.as_slice(), class.local.as_slice()) else { continue };
-        if class.surrogate.is_none() || !class.columns[*key].references.is_empty() {
-            continue;
+        let tracked = Arc::clone(&change.tracked);
+        for (place, _) in without_uuid(change) {
+            let uuid = Some(Uuid::new_v4().hyphenated().to_string());
+            given.entry(place).or_insert_with(|| (Arc::clone(&tracked), uuid));
         }
-        for image in [change.old.as_mut(), change.new.as_mut()].into_iter().flatten() {
-            if !matches!(image.values[*key], Some(Value::Null)) {
-                continue;
+    }
+    for ((_, id), (tracked, uuid)) in &mut given {
+        let Some(text) = uuid.as_deref() else { continue };
+        session.batch("SAVEPOINT branchline_fill").await?;
+        match rows::fill_key(session, tracked, id, text).await {
+            Ok(()) => session.batch("RELEASE SAVEPOINT branchline_fill").await?,
+            Err(error) if error.holds_record() => {
+                let back =
+                    "ROLLBACK TO SAVEPOINT branchline_fill; RELEASE SAVEPOINT branchline_fill";
+                session.batch(back).await?;
+                let class = &*tracked.class.name;
+                tracing::warn!(class, error = %error.chain(), "a row gets no uuid");
+                *uuid = None;
             }
-            let Some(id) = local_text(image, *local) else { continue };
-            let uuid = given
-                .entry((change.tracked.id, id))
-                .or_insert_with(|| Uuid::new_v4().hyphenated().to_string());
-            image.values[*key] = Some(Value::Text(uuid.clone()));
+            Err(error) => return Err(error),
         }
     }
     if given.is_empty() {
         return Ok(());
     }
-    let classes: HashMap<i32, Arc<Tracked>> = transaction
-        .changes
-        .iter()
-        .map(|change| (change.tracked.id, Arc::clone(&change.tracked)))
-        .collect();
-    for ((class, id), uuid) in given {
-        if let Some(tracked) = classes.get(&class) {
-            rows::fill_key(session, tracked, &id, &uuid).await?;
+    for change in &mut transaction.changes {
+        for (place, value) in without_uuid(change) {
+            if let Some((_, Some(uuid))) = given.get(&place) {
+                *value = Some(Value::Text(uuid.clone()));
+            }
         }
     }
     Ok(())
+}
+
+/// The images of a change whose uuid is NULL: where the row is, and the value.
+fn without_uuid(change: &mut Change) -> impl Iterator<Item = ((i32, String), &mut Option<Value>)> {
+    let class = &change.tracked.class;
+    let columns = match (class.key.as_slice(), class.local.as_slice()) {
+        ([key], [local]) if class.surrogate.is_some() && is_uuid(&class.columns[*key]) => {
+            Some((*key, *local))
+        }
+        _ => None,
+    };
+    let id = change.tracked.id;
+    let images = [change.old.as_mut(), change.new.as_mut()];
+    images.into_iter().flatten().filter_map(move |image| {
+        let (key, local) = columns?;
+        let place = (id, local_text(image, local)?);
+        let value = &mut image.values[key];
+        matches!(value, Some(Value::Null)).then_some((place, value))
+    })
+}
+
+/// A column that may be filled with a uuid: any other is the host's to fill.
+fn is_uuid(column: &Column) -> bool {
+    column.references.is_empty()
+        && (column.kind == TypeKind::Uuid || column.name.eq_ignore_ascii_case(UUID_COLUMN))
 }
 
 impl Locals {

@@ -5,6 +5,7 @@
 //! are written. So a crash leaves either the changes or the records, never both and never neither.
 
 mod coalesce;
+mod keyless;
 mod keys;
 pub mod order;
 mod read;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 pub use read::Shapes;
 
-use self::coalesce::{Net, Rekeyed};
+use self::coalesce::{Coalesced, Net, Rekeyed};
 use super::actors::Actors;
 use super::books::{self, Identity, Neighbour};
 use super::outbox::{self, NewRecord};
@@ -120,12 +121,13 @@ impl Sealer<'_> {
         for mut transaction in window.transactions {
             let at = transaction.changes.iter().map(|change| change.changed_at).max();
             let locals = keys::resolve(session, self.catalog, &mut transaction).await?;
-            let (mut nets, rekeyed) = coalesce::coalesce(transaction, &locals)?;
+            let at = at.unwrap_or_default();
+            let Coalesced { mut nets, rekeyed, keyless } = coalesce::coalesce(transaction, &locals);
+            keyless.keep(session, self.identity.actor(), at).await?;
             self.follow_keys(session, &mut nets, rekeyed).await?;
             if nets.is_empty() {
                 continue;
             }
-            let at = at.unwrap_or_default();
             ready.push(self.stamp(session, actors, &mut states, &mut clock, nets, at).await?);
         }
         states.save(session, actors).await?;

@@ -3,7 +3,7 @@
 use super::clinic;
 use crate::support::cli::TestServer;
 use crate::support::services;
-use crate::support::tree::{MIXED_AMQP, POSTGRES_AMQP, SQLITE_SPOOL, Tree};
+use crate::support::tree::{Engine, MIXED_AMQP, POSTGRES_AMQP, SQLITE_SPOOL, Tree};
 
 const USAGE: i32 = 2;
 const HELD: i32 = 3;
@@ -142,5 +142,73 @@ fn what_cannot_go_in_is_held_told_and_goes_in_once_it_can() {
         }
         let states = tree.child.texts("SELECT DISTINCT state FROM @sync_record");
         assert_eq!(states, ["COMMITTED"], "{mix:?}");
+    }
+}
+
+#[test]
+fn a_row_without_a_key_is_held_and_travels_once_it_has_one() {
+    const BADGES: &str = "SELECT code, label FROM badge WHERE code IS NOT NULL ORDER BY code";
+    for mix in [POSTGRES_AMQP, SQLITE_SPOOL] {
+        let mut tree = Tree::unconnected(mix, "", clinic::database);
+        let id = match mix.parent {
+            Engine::Postgres => "serial PRIMARY KEY",
+            Engine::Sqlite => "INTEGER PRIMARY KEY",
+        };
+        for server in tree.servers() {
+            server
+                .sql(&format!("CREATE TABLE badge (id {id}, code varchar(9) UNIQUE, label text)"));
+        }
+        tree.connect(&["--all", "--key", "badge=code"]);
+        let child = &tree.child;
+        child.transaction(&[
+            "INSERT INTO badge (id, code, label) VALUES (101, NULL, 'first')",
+            "INSERT INTO badge (id, code, label) VALUES (102, 'b', 'second')",
+            "INSERT INTO badge (id, code, label) VALUES (103, NULL, 'third')",
+            "UPDATE badge SET label = 'the first' WHERE id = 101",
+            "INSERT INTO badge (id, code, label) VALUES (104, NULL, 'never')",
+            "DELETE FROM badge WHERE id = 104",
+        ]);
+        clinic::admit(child, "p1", "Ada");
+        child.run(&["sync", "--idle", "300ms"]).fails_with(HELD, &["held"]);
+        child.run(&["check"]).fails_with(HELD, &["`code` is NULL"]);
+        assert_eq!(child.status_json()["held"], 2, "{mix:?}");
+        let kinds = child.texts("SELECT kind FROM @sync_held ORDER BY id");
+        assert_eq!(kinds, ["NO_KEY", "NO_KEY"], "{mix:?}");
+        assert_eq!(child.count("SELECT count(*) FROM @sync_change"), 0);
+        // A row elsewhere whose key looks like a local id of a row that is held.
+        tree.parent.sql("INSERT INTO badge (id, code, label) VALUES (70, '101', 'of the parent')");
+        for _ in 0..2 {
+            tree.parent.sync();
+            child.run(&["sync", "--idle", "300ms"]).fails_with(HELD, &[]);
+        }
+        tree.child2.sync();
+        assert_eq!(tree.child2.query(BADGES), child.query(BADGES), "{mix:?}");
+        assert_eq!(tree.child2.query(BADGES).len(), 2);
+        assert_eq!(tree.child2.texts("SELECT name FROM patient"), ["Ada"]);
+
+        // A key, none any more, and again another: always the same to the others.
+        child.sql("UPDATE badge SET code = 'a' WHERE id = 101");
+        child.sql("DELETE FROM badge WHERE id = 103");
+        tree.exchange();
+        assert_eq!(child.status_json()["held"], 0, "{mix:?}");
+        assert_eq!(
+            tree.child2.texts("SELECT label FROM badge WHERE code = 'a'"),
+            ["the first"],
+            "{mix:?}"
+        );
+        child.sql("UPDATE badge SET code = NULL WHERE id = 101");
+        child.run(&["sync", "--idle", "300ms"]).fails_with(HELD, &["held"]);
+        tree.parent.sync();
+        tree.child2.sync();
+        assert_eq!(tree.child2.query(BADGES), child.query(BADGES), "{mix:?}");
+        child.transaction(&[
+            "UPDATE badge SET label = 'again' WHERE id = 101",
+            "UPDATE badge SET code = 'c' WHERE id = 101",
+        ]);
+        tree.exchange();
+        for server in tree.servers() {
+            assert_eq!(server.query(BADGES), child.query(BADGES), "{mix:?}");
+            assert_eq!(server.status_json()["held"], 0, "{mix:?}");
+        }
     }
 }
