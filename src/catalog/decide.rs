@@ -288,6 +288,7 @@ impl Decider<'_> {
             id_source,
             partitions: table.partitions.clone(),
             clashes: table.clashes.clone(),
+            plain: table.plain,
         })
     }
 

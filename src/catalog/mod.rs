@@ -40,6 +40,8 @@ pub struct Table {
     pub partitions: Vec<String>,
     /// What can make REPLACE remove another row (SQLite; empty on PostgreSQL).
     pub clashes: Vec<Clash>,
+    /// No column declares a collation (SQLite): `=` and `IS` compare text byte for byte.
+    pub plain: bool,
 }
 
 /// What a unique index of SQLite compares: a row that agrees with the new one in all terms is
@@ -153,6 +155,9 @@ pub struct Class {
     /// As in [`Table::clashes`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clashes: Vec<Clash>,
+    /// As in [`Table::plain`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
 }
 
 /// A column of a class.

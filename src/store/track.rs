@@ -146,7 +146,7 @@ async fn make_triggers(
         let name = &*tracked.class.name;
         match session.dialect() {
             Dialect::Postgres => postgres::triggers::install(session, tracked, catalog).await,
-            Dialect::Sqlite => install(session, tracked, catalog).await,
+            Dialect::Sqlite => sqlite::triggers::install(session, tracked, catalog).await,
         }
         .context(|| format!("`{name}` cannot be captured"))?;
         for class in &mut report.classes {
@@ -154,14 +154,6 @@ async fn make_triggers(
                 class.state = "mended";
             }
         }
-    }
-    Ok(())
-}
-
-async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
-    let create = sqlite::triggers::create(tracked, catalog)?;
-    for statement in sqlite::triggers::drop(tracked).into_iter().chain(create) {
-        session.batch(&statement).await?;
     }
     Ok(())
 }
@@ -262,6 +254,7 @@ fn differs(table: &Table, class: &Class) -> bool {
         || (!table.primary_key.is_empty() && !primary.eq(local))
         || table.partitions != class.partitions
         || table.clashes != class.clashes
+        || table.plain != class.plain
         || table.host_triggers != class.host_triggers
 }
 

@@ -6,5 +6,6 @@ mod capture_sqlite;
 mod cli;
 mod interceptor;
 mod openmrs;
+mod shops;
 mod transport;
 mod tree;

@@ -1,11 +1,11 @@
 -- Changes hold their images themselves: one row a change, where the table has no more than 16 columns.
 --
--- `n…` is the row as it is after the change (a delete, a note: as it was), `o…` what an update changed:
--- the value before it, NULL where it stayed the same, and the new value where it was NULL before. Further
--- columns follow in rows of op 6. `life` is 1 where a row comes, goes, or is known by another key from
--- then on; a row that the triggers of the version before wrote has none, and its images in `sync_image`.
--- op 5 is a note: this row agrees with one that is being written in a unique index, and goes if that one
--- replaces it; `note` holds its local id and key, `life` the last change before. Times are Julian days.
+-- `n…` is the row as it is after the change (a delete, a note: as it was), `o…` what an update found.
+-- Further columns follow in rows of op 6. `life` is 1 where a row comes, goes, or is known by another key
+-- from then on; a row that the triggers of the version before wrote has none, and its images in
+-- `sync_image`. op 5 is a note: this row agrees with one that is being written in a unique index, and goes
+-- if that one replaces it; `note` holds its local id and key, `life` the last change before. Times are
+-- Julian days.
 CREATE TABLE sync_change_before AS SELECT * FROM sync_change;
 DROP TABLE sync_change;
 CREATE TABLE sync_change (
@@ -25,6 +25,9 @@ CREATE INDEX sync_change_note ON sync_change (class_id, note) WHERE note IS NOT 
 INSERT INTO sync_change (seq, class_id, op, shape, local_id, clash, changed_at)
     SELECT seq, class_id, op, shape, local_id, clash, julianday(changed_at) FROM sync_change_before;
 DROP TABLE sync_change_before;
+CREATE VIEW sync_last AS
+    SELECT ifnull((SELECT CASE WHEN note IS NULL THEN seq ELSE life END
+        FROM sync_change ORDER BY seq DESC LIMIT 1), -1) AS seq;
 
 -- What the applier writes finds no notes: it seals first.
 DROP TRIGGER sync_applying_forgets;

@@ -242,24 +242,10 @@ impl Change {
     pub(super) fn images(&self) -> Images {
         match self.op {
             INSERT => (None, Some(self.new.clone())),
-            UPDATE if self.legacy => (Some(self.old.clone()), Some(self.new.clone())),
-            UPDATE => (Some(self.before()), Some(self.new.clone())),
+            UPDATE => (Some(self.old.clone()), Some(self.new.clone())),
             DELETE | NOTE => (Some(self.new.clone()), None),
             _ => (None, None),
         }
-    }
-
-    /// The row before an update, of which the triggers write what differed. What was NULL stands as
-    /// the new value, which it cannot have been.
-    fn before(&self) -> Vec<Cell> {
-        let pairs = self.old.iter().zip(&self.new);
-        pairs
-            .map(|(old, new)| match old {
-                Cell::Null => new.clone(),
-                old if old == new => Cell::Null,
-                old => old.clone(),
-            })
-            .collect()
     }
 }
 

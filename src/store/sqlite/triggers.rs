@@ -8,10 +8,10 @@
 //! such table` between its DROP and its RENAME). [`refs`](super::refs) looks them up when the changes
 //! are sealed.
 //!
-//! Values are written as they are stored. An update writes the new row, and of the old one what
-//! differs (by type as well, and byte for byte); one that changes nothing writes nothing. SQLite
-//! compiles the triggers of a table with every statement on it, and parses all of them with every
-//! connection, so they are kept short.
+//! Values are written as they are stored. An update writes both rows; one that changes nothing (by
+//! type as well, and byte for byte) writes nothing. SQLite compiles the triggers of a table with
+//! every statement on it, and parses all of them with every connection, so they are kept short:
+//! picking out of the old row what differs would cost as much time, and twice the text.
 //!
 //! **REPLACE** removes rows without a delete trigger, unless `recursive_triggers` is on. So a BEFORE
 //! trigger notes the rows that agree with the new one in a unique index, where there are any
@@ -20,6 +20,7 @@
 
 mod notes;
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use super::affinity::{Affinity, affinity};
@@ -88,25 +89,78 @@ pub fn drop(tracked: &Tracked) -> Vec<String> {
 }
 
 /// The classes whose triggers are not as [`create`] makes them: dropped with a table that was
-/// rebuilt, carried along by a rename, or made by another version. In order.
+/// rebuilt, carried along by a rename, made by another version, or not where they must stand among
+/// the host's. In order.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32>> {
-    let sql = "SELECT sql FROM sqlite_schema WHERE type = 'trigger' \
-               AND name LIKE 'sync\\_%' ESCAPE '\\'";
-    let mut found = std::collections::HashSet::new();
-    for row in session.query(sql, vec![]).await? {
-        found.insert(row.text(0)?.to_owned());
-    }
+    let standing = Standing::read(session).await?;
     let mut missing = Vec::new();
     for tracked in catalog.tracked.values() {
-        if !create(tracked, catalog)?.iter().all(|sql| found.contains(sql)) {
+        if !create(tracked, catalog)?.iter().all(|sql| standing.has(tracked, sql)) {
             missing.push(tracked.id);
         }
     }
     missing.sort_unstable();
     Ok(missing)
+}
+
+/// Makes the triggers of a class that are not as they should be, and removes what is of no use any
+/// more.
+///
+/// # Errors
+/// Those of the database.
+pub async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
+    let standing = Standing::read(session).await?;
+    let wanted = create(tracked, catalog)?;
+    let keep: Vec<&String> = wanted.iter().filter(|sql| standing.has(tracked, sql)).collect();
+    for (name, statement) in NAMES.iter().zip(drop(tracked)) {
+        let start = format!("CREATE TRIGGER {} ", trigger_name(tracked, name));
+        if !keep.iter().any(|sql| sql.starts_with(&start)) {
+            session.batch(&statement).await?;
+        }
+    }
+    for sql in &wanted {
+        if !keep.contains(&sql) {
+            session.batch(sql).await?;
+        }
+    }
+    Ok(())
+}
+
+/// The triggers that there are. SQLite runs the newest first. So ours that capture must be newer than
+/// the host's: one of those that fails with RAISE(FAIL) leaves its row behind, but not what would have
+/// run after it. Those that note should be older: what the host's BEFORE triggers write is there then.
+/// Triggers that the host had first we leave as they are.
+struct Standing {
+    /// Ours by their text, with their place.
+    ours: HashMap<String, i64>,
+    /// The newest of the host's, by table in lower case.
+    newest: HashMap<String, i64>,
+}
+
+impl Standing {
+    async fn read(session: &mut Session) -> Result<Self> {
+        let sql = "SELECT rowid, sql, tbl_name, name LIKE 'sync\\_%' ESCAPE '\\' \
+                   FROM sqlite_schema WHERE type = 'trigger' ORDER BY rowid";
+        let (mut ours, mut newest) = (HashMap::new(), HashMap::new());
+        for row in session.query(sql, vec![]).await? {
+            if row.flag(3)? {
+                ours.insert(row.text(1)?.to_owned(), row.int(0)?);
+            } else {
+                newest.insert(row.text(2)?.to_ascii_lowercase(), row.int(0)?);
+            }
+        }
+        Ok(Self { ours, newest })
+    }
+
+    /// Whether this trigger of a class is there, and where it must be.
+    fn has(&self, tracked: &Tracked, sql: &String) -> bool {
+        let host = self.newest.get(&tracked.class.table.to_ascii_lowercase()).copied();
+        let notes = sql.starts_with(&format!("CREATE TRIGGER {}", trigger_name(tracked, "note_")));
+        self.ours.get(sql).is_some_and(|ours| notes || Some(*ours) > host)
+    }
 }
 
 fn trigger_name(tracked: &Tracked, name: &str) -> String {
@@ -161,9 +215,7 @@ impl Writer<'_> {
     /// One change, whatever it is: an update of the local primary key, or of a row that only all its
     /// columns tell apart, is taken for a delete and an insert when it is read.
     fn update(&self) -> String {
-        let stored = self.class.columns.iter().filter(|column| !column.generated);
-        let any: Vec<String> = stored.map(changed).collect();
-        let when = format!("{CAPTURING} AND ({})", balanced(&any, " OR ", "0"));
+        let when = format!("{CAPTURING} AND ({})", self.changed());
         let life = match self.referred {
             true => format!("NOT ({})", self.same(&identity(self.class), "OLD", "NEW")),
             false => "0".to_owned(),
@@ -171,18 +223,34 @@ impl Writer<'_> {
         let body: Vec<String> = self
             .pieces()
             .map(|(n, columns)| {
-                let new = columns.iter().map(|column| column_of("NEW", &column.name));
-                let old = columns.iter().map(|column| {
-                    let (old, new) =
-                        (column_of("OLD", &column.name), column_of("NEW", &column.name));
-                    format!("CASE WHEN {} THEN ifnull({old},{new}) END", changed(column))
-                });
-                let values: Vec<String> = new.chain(old).collect();
                 let places = format!("{},{}", places("n", columns), places("o", columns));
-                self.row(n, UPDATE, &life, &places, &format!("VALUES({{}},{})", values.join(",")))
+                let values = format!("{},{}", values("NEW", columns), values("OLD", columns));
+                self.row(n, UPDATE, &life, &places, &format!("VALUES({{}},{values})"))
             })
             .collect();
         self.trigger("update", "AFTER UPDATE", &when, &body)
+    }
+
+    /// The updated row is another than before. `IS NOT` takes 1 for 1.0, which only a column that
+    /// converts nothing can hold both.
+    fn changed(&self) -> String {
+        let stored = self.class.columns.iter().filter(|column| !column.generated);
+        let of = |row: &str, after: &str| {
+            let values = stored.clone().map(|column| column_of(row, &column.name) + after);
+            values.collect::<Vec<_>>().join(",")
+        };
+        let mut parts = vec![format!("({}) IS NOT ({})", of("OLD", self.binary()), of("NEW", ""))];
+        let loose = stored.clone().filter(|column| affinity(&column.sql_type) == Affinity::Blob);
+        parts.extend(loose.map(|column| {
+            let (old, new) = (column_of("OLD", &column.name), column_of("NEW", &column.name));
+            format!("typeof({old})<>typeof({new})")
+        }));
+        balanced(&parts, " OR ", "0")
+    }
+
+    /// Makes a comparison one byte for byte, where it is not so anyway.
+    fn binary(&self) -> &'static str {
+        if self.class.plain { "" } else { " COLLATE BINARY" }
     }
 
     /// A row that comes or goes.
@@ -218,7 +286,7 @@ impl Writer<'_> {
             .filter_map(|n| self.class.columns.get(*n))
             .map(|column| {
                 let (one, other) = (column_of(one, &column.name), column_of(other, &column.name));
-                format!("{one} IS {other} COLLATE BINARY")
+                format!("{one} IS {other}{}", self.binary())
             })
             .collect();
         balanced(&parts, " AND ", "1")
@@ -232,19 +300,6 @@ impl Writer<'_> {
             "''||{}",
             list(columns.map(|c| format!("quote({})", column_of(row, &c.name))).collect())
         )
-    }
-}
-
-/// A value of an updated row is another than before. `IS NOT` takes 1 for 1.0, which only a column
-/// that converts nothing can hold both.
-fn changed(column: &Column) -> String {
-    let (old, new) = (column_of("OLD", &column.name), column_of("NEW", &column.name));
-    match affinity(&column.sql_type) {
-        Affinity::Integer | Affinity::Real => format!("{old} IS NOT {new}"),
-        Affinity::Text | Affinity::Numeric => format!("{old} IS NOT {new} COLLATE BINARY"),
-        Affinity::Blob => {
-            format!("{old} IS NOT {new} COLLATE BINARY OR typeof({old})<>typeof({new})")
-        }
     }
 }
 

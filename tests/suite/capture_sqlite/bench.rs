@@ -57,12 +57,10 @@ impl Bench {
         session.commit().await.unwrap();
     }
 
-    /// Makes the triggers of all classes.
+    /// Makes or mends the triggers of all classes.
     pub(super) async fn arm(&self, session: &mut Session) {
         for tracked in self.catalog.tracked.values() {
-            for sql in triggers::create(tracked, &self.catalog).unwrap() {
-                session.batch(&sql).await.unwrap();
-            }
+            triggers::install(session, tracked, &self.catalog).await.unwrap();
         }
     }
 
@@ -78,6 +76,14 @@ impl Bench {
             .unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a script on a connection to another database; `{host}` stands for the path of this one.
+    pub(super) fn aside(&self, script: &str) {
+        let path = self.folder.path().join("host.db");
+        let script = script.replace("{host}", path.to_str().unwrap());
+        let mut aside = SqliteConnection::establish(":memory:").unwrap();
+        aside.batch_execute(&script).unwrap();
     }
 
     /// The keys that the captured rows refer to, a line an image; changes stay.
@@ -220,6 +226,7 @@ pub(super) fn classes(tables: &[Table]) -> Catalog {
             id_source: None,
             partitions: Vec::new(),
             clashes: table.clashes.clone(),
+            plain: table.plain,
         };
         let id = n as i32 + 1;
         catalog.ids.insert(class.name.clone(), id);

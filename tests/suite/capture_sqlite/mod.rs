@@ -1,12 +1,15 @@
 //! Capture on SQLite, with real files: what an independent connection writes, the triggers catch.
 
 mod bench;
+mod conflicts;
 mod fidelity;
 mod openmrs;
 mod refs;
 mod replace;
 mod schema;
 mod storm;
+mod traps;
+mod upgrade;
 
 use self::bench::Bench;
 

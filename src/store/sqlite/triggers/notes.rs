@@ -9,9 +9,8 @@ use super::{NOTE, Writer, column_of, places, quote, values};
 use crate::catalog::{Clash, ClashTerm};
 use crate::store::sqlite::literals::balanced;
 
-/// The last change there is; -1 for none.
-const LAST: &str = "ifnull((SELECT CASE WHEN note IS NULL THEN seq ELSE life END FROM sync_change \
-                    ORDER BY seq DESC LIMIT 1),-1)";
+/// The last change there is, notes aside.
+const LAST: &str = "(SELECT seq FROM sync_last)";
 
 impl Writer<'_> {
     /// Whether REPLACE can remove a row here that the new one is not known by as well. Where the
@@ -39,10 +38,8 @@ impl Writer<'_> {
         let same = self.same(&self.class.local, "o", "OLD");
         let changed: Vec<String> =
             self.class.clashes.iter().map(|clash| self.moved(clash)).collect();
-        let clashes = self.class.clashes.iter().zip(&changed);
-        let agree: Vec<String> = clashes
-            .map(|(clash, changed)| format!("{changed} AND {} AND NOT ({same})", self.agree(clash)))
-            .collect();
+        let agree = self.class.clashes.iter().map(|clash| self.agree(clash));
+        let agree: Vec<String> = agree.map(|agree| format!("{agree} AND NOT ({same})")).collect();
         let when = format!("({}) AND ", changed.join(" OR "));
         self.note("note_update", &format!("BEFORE UPDATE{}", self.of_unique()), &when, &agree)
     }
@@ -142,7 +139,7 @@ impl Writer<'_> {
                 } else {
                     column_of("o", &term.sql)
                 };
-                format!("{other}={}{}", self.term(term, "NEW"), collate(term))
+                format!("{other}={}{}", self.term(term, "NEW"), self.collate(term))
             })
             .collect();
         if let Some(condition) = &clash.condition {
@@ -159,7 +156,7 @@ impl Writer<'_> {
             .iter()
             .map(|term| {
                 let (new, old) = (self.term(term, "NEW"), self.term(term, "OLD"));
-                format!("{new} IS NOT {old}{}", collate(term))
+                format!("{new} IS NOT {old}{}", self.collate(term))
             })
             .collect();
         if let Some(condition) = &clash.condition {
@@ -183,8 +180,12 @@ impl Writer<'_> {
             .collect();
         format!("(SELECT {expression} FROM (SELECT {}))", columns.join(","))
     }
-}
 
-fn collate(term: &ClashTerm) -> String {
-    format!(" COLLATE {}", quote(&term.collation))
+    /// The collation of an index, where it is not that of the column anyway.
+    fn collate(&self, term: &ClashTerm) -> String {
+        if self.class.plain && !term.expression && term.collation == "BINARY" {
+            return String::new();
+        }
+        format!(" COLLATE {}", quote(&term.collation))
+    }
 }
