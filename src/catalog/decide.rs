@@ -291,6 +291,7 @@ impl Decider<'_> {
             clashes: table.clashes.clone(),
             cascades: self.cascades(&name),
             links,
+            plain: table.plain,
         })
     }
 

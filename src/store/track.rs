@@ -151,7 +151,7 @@ async fn make_triggers(
         Dialect::Sqlite => {
             for tracked in &broken {
                 let name = &tracked.class.name;
-                install(session, tracked, catalog)
+                sqlite::triggers::install(session, tracked, catalog)
                     .await
                     .context(|| format!("`{name}` cannot be captured"))?;
             }
@@ -162,14 +162,6 @@ async fn make_triggers(
         if mended && class.state == "unchanged" {
             class.state = "mended";
         }
-    }
-    Ok(())
-}
-
-async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
-    let create = sqlite::triggers::create(tracked, catalog)?;
-    for statement in sqlite::triggers::drop(tracked).into_iter().chain(create) {
-        session.batch(&statement).await?;
     }
     Ok(())
 }
@@ -270,6 +262,7 @@ fn differs(table: &Table, class: &Class) -> bool {
         || (!table.primary_key.is_empty() && !primary.eq(local))
         || table.partitions != class.partitions
         || table.clashes != class.clashes
+        || table.plain != class.plain
         || table.host_triggers != class.host_triggers
 }
 

@@ -6,7 +6,10 @@ pub mod catalog;
 pub mod changes;
 pub mod image;
 mod index;
+mod legacy;
+pub mod literals;
 pub mod refs;
+mod settle;
 pub mod triggers;
 
 use std::path::Path;
