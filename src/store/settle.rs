@@ -101,6 +101,12 @@ pub async fn pending(
         )
         .await?;
     let mut found = Vec::new();
+    #[cfg(test)]
+    let pace = if crate::sim::sabotage::is_out(crate::sim::sabotage::Sabotage::Resend) {
+        Pace { resend_after_ms: i64::MAX >> 20, ..pace }
+    } else {
+        pace
+    };
     if sent.int(0)? > 0 {
         let sql = format!(
             "SELECT {COLUMNS}, {t}.retry_count, {t}.sent_at FROM {from} WHERE {link} \

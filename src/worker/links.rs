@@ -198,7 +198,11 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
 }
 
 /// Takes messages of one link in, in their order; neighbouring `records` are applied together.
-async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Result<()> {
+pub(super) async fn take(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    list: Vec<Delivery>,
+) -> Result<()> {
     let _busy = engine.activity.busy();
     let mut together: Vec<Message> = Vec::new();
     for delivery in list {

@@ -12,6 +12,8 @@ mod hello;
 mod joins;
 mod links;
 mod reply;
+#[cfg(test)]
+pub(crate) mod steps;
 pub(crate) mod tasks;
 mod unreadable;
 
