@@ -15,6 +15,8 @@ pub mod publisher;
 pub mod record;
 pub mod rules;
 pub mod server;
+#[cfg(test)]
+mod sim;
 pub mod state;
 pub mod store;
 pub mod token;

@@ -85,7 +85,7 @@ pub(super) async fn deliver(
             Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
                 // The applier gives way; the host never does.
                 tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
+                time::pause(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
             }
             Err(error) => return Err(error),
         }
@@ -426,7 +426,7 @@ pub(super) async fn try_all_held(engine: &Engine) -> Result<()> {
             Ok(_) => tries = 0,
             Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
                 tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
+                time::pause(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
             }
             Err(error) => return Err(error),
         }

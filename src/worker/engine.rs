@@ -107,7 +107,7 @@ impl Engine {
             outbox: Notify::new(),
             activity: Activity::default(),
             alarms: Alarms::default(),
-            session: Uuid::new_v4(),
+            session: crate::id::random(),
             transports: Mutex::default(),
             catalog: Mutex::default(),
             shapes: Mutex::default(),
@@ -240,6 +240,12 @@ impl Engine {
         let transport = transport::connect(address, &self.config.transport_settings(address))?;
         transports.insert(address.to_owned(), Arc::clone(&transport));
         Ok(transport)
+    }
+
+    /// Puts a transport in the place of the one that an address names.
+    #[cfg(test)]
+    pub(crate) fn plug(&self, address: &str, transport: Arc<dyn Transport>) {
+        lock(&self.transports).insert(address.to_owned(), transport);
     }
 
     /// The transport of a link: the parent's broker for the parent, our own for a child.

@@ -219,7 +219,11 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
 
 /// Takes messages of one link in, in their order; neighbouring `records` are applied together, within
 /// bounds. Says whether messages are missing.
-async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Result<bool> {
+pub(super) async fn take(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    list: Vec<Delivery>,
+) -> Result<bool> {
     let _busy = engine.activity.busy();
     let mut batch = Batch::default();
     let mut known: Option<(Context, Peer)> = None;

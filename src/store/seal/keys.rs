@@ -7,8 +7,6 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use super::read::{Change, Image, Transaction};
 use super::ways::{Travels, Way, Ways, referred};
 use crate::catalog::decide::UUID_COLUMN;
@@ -336,7 +334,7 @@ pub(super) async fn fill_missing_uuids(
     for change in &mut transaction.changes {
         let tracked = Arc::clone(&change.tracked);
         for (place, _) in without_uuid(change) {
-            let uuid = Some(Uuid::new_v4().hyphenated().to_string());
+            let uuid = Some(crate::id::random().hyphenated().to_string());
             given.entry(place).or_insert_with(|| (Arc::clone(&tracked), uuid));
         }
     }
