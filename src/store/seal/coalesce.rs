@@ -11,7 +11,7 @@ use super::keys::{self, reference};
 use super::read::Image;
 use super::ways::{Place, Way, Ways};
 use crate::catalog::Tracked;
-use crate::merge::{ClassMerge, Policy, TreeMerge};
+use crate::merge::{ClassMerge, TreeMerge};
 use crate::record::{Op, RowId, Value};
 
 /// What a transaction did to one row, in the end.
@@ -146,7 +146,7 @@ fn go_along(
     merge: &ClassMerge,
     all: impl FnOnce() -> Vec<(Arc<str>, Value)>,
 ) {
-    if changed.is_empty() || (merge.groups.is_empty() && merge.policy != Policy::Row) {
+    if changed.is_empty() || !merge.is_grouped() {
         return;
     }
     let is_changed = |column: &str| changed.iter().any(|(name, _)| &**name == column);

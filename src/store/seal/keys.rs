@@ -12,6 +12,7 @@ use super::ways::{Travels, Way, Ways, referred};
 use crate::catalog::decide::UUID_COLUMN;
 use crate::catalog::{Catalog, Column, Tracked, TypeKind, join_key, key_part};
 use crate::error::{Error, Result};
+use crate::merge::TreeMerge;
 use crate::record::{RowId, Value};
 use crate::store::rows;
 use crate::store::session::Session;
@@ -53,8 +54,8 @@ impl Keys {
 }
 
 /// What is known of keys.
-#[derive(Debug, Default)]
-pub(super) struct Locals {
+pub(super) struct Locals<'a> {
+    merge: &'a TreeMerge,
     touched: HashMap<Place, Keys>,
     /// The classes of these.
     classes: HashSet<Arc<str>>,
@@ -75,7 +76,12 @@ const DEPTH_MAX: usize = 16;
 /// Rounds of spreading such a chain, whatever the order of the rows.
 const ROUNDS_MAX: usize = 2 * DEPTH_MAX;
 
-impl Locals {
+impl<'a> Locals<'a> {
+    /// Nothing is known yet.
+    pub(super) fn new(merge: &'a TreeMerge) -> Self {
+        Self { merge, touched: HashMap::new(), classes: HashSet::new(), others: HashMap::new() }
+    }
+
     /// Fills in the key of every image and every reference that can be found. Done again when rows
     /// have been added.
     pub(super) async fn resolve(
@@ -127,11 +133,11 @@ impl Locals {
 
     /// Says whether anything changed, and whether the row refers to others of the transaction.
     fn settle_way(&mut self, way: &mut Way, wanted: &mut HashSet<Place>) -> (bool, bool) {
-        let travels = way.travels();
-        let (mut moved, mut open) = self.settle_both(way, &travels, wanted);
-        // Now that its keys are known it may turn out to travel whole.
-        if way.travels() != travels {
-            let (more, refers) = self.settle_both(way, &way.travels(), wanted);
+        // What travels depends on its keys: these first.
+        let (mut moved, mut open) = self.settle_both(way, &Travels::Slots(Vec::new()), wanted);
+        let travels = way.travels(self.merge.class(&way.tracked.class.name).is_grouped());
+        if travels != Travels::Slots(Vec::new()) {
+            let (more, refers) = self.settle_both(way, &travels, wanted);
             moved |= more;
             open |= refers;
         }

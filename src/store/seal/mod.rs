@@ -165,7 +165,7 @@ impl Sealer<'_> {
     ) -> Result<Ways> {
         keys::fill_missing_uuids(session, &mut transaction).await?;
         let mut ways = Ways::of(transaction);
-        let mut locals = Locals::default();
+        let mut locals = Locals::new(self.merge);
         loop {
             locals.resolve(session, self.catalog, &mut ways).await?;
             if !follow::follow(session, self.catalog, shapes, &mut ways, later).await? {

@@ -38,10 +38,11 @@ pub(super) enum Travels {
 }
 
 impl Way {
-    /// What of its references travels, as far as its keys are known.
-    pub(super) fn travels(&self) -> Travels {
+    /// What of its references travels, as far as its keys are known. Columns that did not change may
+    /// go along where those of its class are `grouped`; a row without a key is held whole.
+    pub(super) fn travels(&self, grouped: bool) -> Travels {
         let (Some(first), Some(last)) = (&self.first, &self.last) else { return Travels::Whole };
-        if self.again || first.key != last.key {
+        if grouped || self.again || first.key != last.key || last.key.is_none() {
             return Travels::Whole;
         }
         let slots = self.tracked.class.slots().enumerate();
