@@ -381,9 +381,17 @@ fn verify(context: &Context, group: &Group) -> Result<Verified> {
     Ok(Verified { tree, parts })
 }
 
-/// What local edits make possible: rows that stood for the sake of others go, and held records that
-/// are due are tried.
+/// What local edits make possible, where anything waits for them at all.
 pub(super) async fn follow_local(engine: &Engine) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let sql = "SELECT EXISTS (SELECT 1 FROM @sync_held) OR EXISTS (SELECT 1 FROM @sync_revived)";
+    let waits = session.query_one(sql, vec![]).await?.flag(0)?;
+    session.rollback().await?;
+    if waits { follow(engine).await } else { Ok(()) }
+}
+
+/// Rows that stood for the sake of others go, and held records that are due are tried.
+pub(super) async fn follow(engine: &Engine) -> Result<()> {
     sweep(engine).await?;
     retry_held(engine).await
 }

@@ -176,7 +176,7 @@ async fn round(engine: &Engine, look: bool) -> Result<()> {
     if look {
         mend_capture(engine).await?;
     }
-    deliver::follow_local(engine).await?;
+    deliver::follow(engine).await?;
     unreadable::retry(engine).await?;
     let mut session = engine.store.read().await?;
     let identity = books::identity(&mut session).await?;

@@ -27,9 +27,13 @@ pub(super) type Images = HashMap<RowId, BTreeMap<Arc<str>, Value>>;
 pub(super) struct Joined {
     pub(super) rows: Vec<(Arc<Tracked>, RowId)>,
     pub(super) conflicts: Vec<Conflict>,
+    /// What whole states say of rows, won or not: a row of which nothing is here is made from it.
     pub(super) images: Images,
     known: HashSet<RowId>,
 }
+
+/// Images of rows, as whole states bring them.
+pub(super) type Images = HashMap<RowId, BTreeMap<Arc<str>, Value>>;
 
 pub(super) fn place(tracked: &Tracked, row: &RowId) -> Place {
     (tracked.id, Arc::clone(&row.key))
@@ -126,8 +130,7 @@ impl Applier<'_> {
                 joined.rows.push((Arc::clone(tracked), item.row.clone()));
             }
             if item.op == Op::State && !item.values.is_empty() {
-                let image = item.values.iter().cloned().collect();
-                joined.images.insert(item.row.clone(), image);
+                joined.images.insert(item.row.clone(), item.values.iter().cloned().collect());
             }
             for conflict in outcome.conflicts {
                 let column = conflict.column.as_ref();

@@ -123,7 +123,7 @@ impl Applier<'_> {
             self.join(session, actors, &mut states, slice).await?;
         let mut entries = ledger::entries(session, self.catalog, conflicts, None).await?;
         let view = View { catalog: self.catalog, merge: self.merge };
-        let shown = view.show(session, actors, &mut states, rows, images, carefully).await?;
+        let shown = view.show(session, actors, &mut states, (rows, images), carefully).await?;
         entries.extend(shown.revived.into_iter().map(revived));
         states.save(session, actors).await?;
         conflicts::write(session, actors, entries, self.now).await?;
@@ -184,5 +184,85 @@ fn revived((row, referrer): (RowId, RowId)) -> Entry {
         winner: Side::default(),
         loser: Side::default(),
         original: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{Actor, RecordId, ServerId};
+    use crate::merge::{Seen, Time};
+    use crate::record::{Body, Item, Op};
+    use crate::store::apply::Incoming;
+
+    fn row(key: &str) -> RowId {
+        RowId { class: "bed".into(), key: key.into() }
+    }
+
+    /// A record that touches one row.
+    fn record(key: &str) -> Incoming {
+        let item = Item {
+            row: row(key),
+            op: Op::Update,
+            values: Vec::new(),
+            seen: Seen::new(),
+            erased: Seen::new(),
+            stamps: Vec::new(),
+            base: None,
+        };
+        let uuid = RecordId::fresh();
+        let server = ServerId(uuid::Uuid::nil());
+        let body = Body {
+            original_uuid: uuid.0,
+            origin: Actor { server, incarnation: 1 },
+            number: 1,
+            time: Time::default(),
+            committed_at: 0,
+            part: (0, 1),
+            items: vec![item],
+        };
+        Incoming { uuid, body, parts: Vec::new(), places: Vec::new() }
+    }
+
+    /// What is done to records that touch these rows, in order: `try 0 1`, `hold 2`.
+    fn steps(keys: &[&str], refusal: &Refusal) -> Vec<String> {
+        let records: Vec<Incoming> = keys.iter().map(|key| record(key)).collect();
+        let slice = records.iter().enumerate();
+        let slice = slice.map(|(at, incoming)| {
+            let items = vec![0];
+            Pending { at, incoming, items, held: None, decided: false }
+        });
+        let mut steps = Vec::new();
+        cut(slice.collect(), refusal, &mut steps);
+        let text = |step: Step<'_>| match step {
+            Step::Try(slice) => {
+                let list: Vec<String> = slice.iter().map(|one| one.at.to_string()).collect();
+                format!("try {}", list.join(" "))
+            }
+            Step::Hold(one, _) => format!("hold {}", one.at),
+        };
+        steps.into_iter().rev().map(text).collect()
+    }
+
+    #[test]
+    fn a_record_is_held_only_after_those_before_it_that_touch_its_rows() {
+        let gap = Refusal::Gap(vec![(2, row("a"))]);
+        assert_eq!(steps(&["a", "b", "a", "c"], &gap), ["try 0 1", "hold 2", "try 3"]);
+        let gap = Refusal::Gap(vec![(2, row("c"))]);
+        assert_eq!(steps(&["a", "b", "c", "a"], &gap), ["hold 2", "try 0 1 3"]);
+    }
+
+    #[test]
+    fn all_that_touch_a_refused_row_are_held_in_their_order() {
+        let missing = Refusal::Missing(vec![(row("a"), row("x"))]);
+        let expected = ["hold 0", "hold 2", "hold 3", "try 1"];
+        assert_eq!(steps(&["a", "b", "a", "a"], &missing), expected);
+    }
+
+    #[test]
+    fn what_nobody_is_to_blame_for_is_halved() {
+        let whole = || Refusal::Whole(crate::error::Error::constraint("no"));
+        assert_eq!(steps(&["a", "b", "c"], &whole()), ["try 0", "try 1 2"]);
+        assert_eq!(steps(&["a"], &whole()), ["hold 0", "try "]);
     }
 }

@@ -49,8 +49,7 @@ impl View<'_> {
         session: &mut Session,
         actors: &Actors,
         states: &mut States,
-        rows: Vec<(Arc<Tracked>, RowId)>,
-        images: Images,
+        (rows, images): (Vec<(Arc<Tracked>, RowId)>, Images),
         carefully: bool,
     ) -> Result<Shown, Refusal> {
         let mut found = Found::default();
@@ -119,9 +118,10 @@ impl View<'_> {
         for (tracked, row) in rows {
             let at = place(tracked, row);
             if let Some(mut image) = images.remove(row).filter(|_| !writer.found.has(row)) {
-                let state = states.change(at.clone());
-                image.extend(state.shadow.take().unwrap_or_default());
-                state.shadow = Some(image);
+                // What is here already has won; the rest is nowhere but in the image.
+                let shadow = &mut states.change(at.clone()).shadow;
+                image.extend(shadow.take().unwrap_or_default());
+                *shadow = Some(image);
             }
             let policy = self.merge.class(&row.class).policy;
             let alive = states.peek(&at).is_none_or(|state| state.alive_under(policy));

@@ -100,6 +100,38 @@ fn edits_of_two_columns_both_survive_and_of_one_column_one_wins(mix: Mix) {
         .fails_with(2, &["resolved already"]);
 }
 
+fn bytes_and_references_are_turned_round_in_full(mix: Mix) {
+    let tree = tree(mix, "");
+    ward::admit(&tree.parent, "p1", "Ada");
+    ward::admit(&tree.parent, "p2", "Grace");
+    tree.parent.sql("INSERT INTO scan (uuid) VALUES ('s1')");
+    settle(&tree);
+    let write = |server: &TestServer, patient: &str, hex: &str| {
+        let data = if server.is_sqlite() { format!("x'{hex}'") } else { format!("'\\x{hex}'") };
+        server.sql(&format!(
+            "UPDATE scan SET data = {data}, \
+             patient_id = (SELECT id FROM patient WHERE uuid = '{patient}')"
+        ));
+    };
+    write(&tree.child, "p1", "00ff01");
+    write(&tree.child2, "p2", "00fe02");
+    settle(&tree);
+    let scans = "SELECT p.uuid, s.data FROM scan s LEFT JOIN patient p ON p.id = s.patient_id";
+    let before = assert_equal(&tree, scans);
+    let (won, lost) = if before[0][0] == "p1" { ("p1", "p2") } else { ("p2", "p1") };
+    let lines = conflicts(&tree.parent);
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    for line in &lines {
+        assert_ne!(line["winner_value"], line["loser_value"]);
+        tree.parent.done(&["conflicts", "resolve", &line["id"].to_string(), "--keep", "loser"]);
+    }
+    settle(&tree);
+    let after = assert_equal(&tree, scans);
+    assert_eq!((before[0][0].as_str(), after[0][0].as_str()), (Some(won), Some(lost)));
+    let hex = |patient: &str| if patient == "p1" { "00ff01" } else { "00fe02" };
+    assert!(after[0][1].as_str().unwrap().to_lowercase().ends_with(hex(lost)), "{after:?}");
+}
+
 fn a_patient_that_one_deletes_stays_for_the_encounter_that_another_adds(mix: Mix) {
     let tree = tree(mix, "");
     ward::admit(&tree.parent, "p1", "Ada");
@@ -250,6 +282,7 @@ use on_every_mix;
 
 on_every_mix! {
     edits_of_two_columns_both_survive_and_of_one_column_one_wins
+    bytes_and_references_are_turned_round_in_full
     a_patient_that_one_deletes_stays_for_the_encounter_that_another_adds
     an_edit_brings_a_deleted_row_back_and_the_delete_can_be_kept
     a_group_wins_as_one_and_a_row_may_be_one_group

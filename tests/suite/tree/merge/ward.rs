@@ -12,6 +12,10 @@ pub(super) const ENCOUNTERS: &str = "SELECT e.uuid, p.uuid, p.name FROM encounte
 
 /// The ward's empty tables; integer ids begin elsewhere on each server.
 pub(super) fn database(nickname: &str, engine: Engine) -> TestDatabase {
+    let bytes = match engine {
+        Engine::Postgres => "bytea",
+        Engine::Sqlite => "BLOB",
+    };
     made(nickname, engine, |id| {
         format!(
             "CREATE TABLE patient (id {id}, uuid varchar(38) NOT NULL UNIQUE, name text NOT NULL, \
@@ -19,6 +23,8 @@ pub(super) fn database(nickname: &str, engine: Engine) -> TestDatabase {
              CREATE TABLE encounter (id {id}, uuid varchar(38) NOT NULL UNIQUE, \
                  patient_id integer NOT NULL REFERENCES patient (id), value integer, unit text, \
                  note text); \
+             CREATE TABLE scan (id {id}, uuid varchar(38) NOT NULL UNIQUE, \
+                 patient_id integer REFERENCES patient (id), data {bytes}); \
              CREATE TABLE slot (id {id}, uuid varchar(38) NOT NULL UNIQUE, \
                  code varchar(3) NOT NULL UNIQUE CHECK (length(code) = 3), \
                  place integer NOT NULL, ward integer NOT NULL, next_id integer REFERENCES slot (id), \
