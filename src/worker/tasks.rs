@@ -102,6 +102,9 @@ async fn seal(engine: Arc<Engine>, duty: Duty, stop: CancellationToken) {
     let mut restoring = None;
     loop {
         let mut done = relay::seal(&engine).await.map(|_| ());
+        if duty == Duty::Publish && done.is_ok() && engine.fallen().is_some() {
+            done = restore::look_again(&engine).await;
+        }
         if duty == Duty::All && done.is_ok() {
             if engine.fallen().is_some() && restoring.is_none() {
                 restoring = Some(engine.activity.busy());
