@@ -17,6 +17,9 @@ use crate::id::Incarnation;
 /// Lives of a neighbour that are remembered.
 const LIVES_MAX: usize = 8;
 
+/// By how much a neighbour's clock may be ahead of ours before it is not believed.
+const CLOCK_AHEAD_MAX_MS: i64 = 86_400_000;
+
 /// Sessions that are remembered of one life.
 const SESSIONS_MAX: usize = 16;
 
@@ -122,10 +125,13 @@ impl Peer {
     /// Takes a hello in. `probation_ms`: for so long one of two copies has to speak alone before it is
     /// the only one.
     pub fn hear(&mut self, heard: Heard, now: i64, probation_ms: i64) -> Verdict {
-        if heard.clock <= self.clock {
+        // A clock that is far ahead must not make all later hellos old ones.
+        let ahead = u64::try_from(now.saturating_add(CLOCK_AHEAD_MAX_MS)).unwrap_or(0);
+        let clock = heard.clock.min(ahead);
+        if clock <= self.clock {
             return Verdict::Goes;
         }
-        self.clock = heard.clock;
+        self.clock = clock;
         let verdict = self.judge(heard, now);
         if self.aside.is_some() || matches!(verdict, Verdict::Copies(..)) {
             return self.set_aside(heard, verdict, now, probation_ms);

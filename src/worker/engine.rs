@@ -250,10 +250,7 @@ impl Engine {
 
     /// The transport of a link: the parent's broker for the parent, our own for a child.
     pub fn transport_of(&self, neighbour: &Neighbour) -> Result<Arc<dyn Transport>> {
-        match neighbour.role {
-            Role::Parent => self.transport(&neighbour.address),
-            Role::Child => self.transport(&self.config.broker_url),
-        }
+        self.transport(self.config.broker_of(neighbour))
     }
 
     /// Closes all transports.

@@ -103,6 +103,17 @@ pub(super) async fn renew_if_due(engine: &Engine) -> Result<()> {
     Ok(())
 }
 
+/// In a process that only publishes: whether the worker has begun a new incarnation meanwhile.
+pub(super) async fn look_again(engine: &Engine) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let fallen = restore::has_fallen(&mut session).await?;
+    session.rollback().await?;
+    if !fallen {
+        engine.stand();
+    }
+    Ok(())
+}
+
 /// Puts the rows of origins that a restored neighbour lost on the list of what is due.
 pub(super) async fn list_rows(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
     let mut session = engine.store.read().await?;

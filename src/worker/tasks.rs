@@ -106,6 +106,12 @@ async fn seal(engine: Arc<Engine>, duty: Duty, stop: CancellationToken) {
     let mut restoring = None;
     loop {
         let mut done = relay::seal(&engine).await;
+        if duty == Duty::Publish
+            && engine.fallen().is_some()
+            && let Ok(records) = done
+        {
+            done = restore::look_again(&engine).await.map(|()| records);
+        }
         if duty == Duty::All
             && let Ok(records) = done
         {

@@ -3,9 +3,11 @@
 //! Neither the minutely hello nor the resend time helps here: both are set far beyond a test.
 
 mod broker;
+mod copies;
 mod lost;
 mod restore;
 mod rows;
+mod skew;
 
 use std::time::Duration;
 

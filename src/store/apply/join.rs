@@ -19,9 +19,6 @@ use crate::store::rows;
 use crate::store::session::Session;
 use crate::store::states::{Place, States};
 
-/// Whole images that came with whole states, won or not: a row that is not here is made from them.
-pub(super) type Images = HashMap<RowId, BTreeMap<Arc<str>, Value>>;
-
 /// The rows of a batch, each once, and the conflicts that joining found.
 #[derive(Default)]
 pub(super) struct Joined {

@@ -91,10 +91,31 @@ fn acknowledgements_that_were_lost_are_made_good(mix: Mix) {
     assert_eq!(tree.parent.count("SELECT count(*) FROM patient"), 1);
 }
 
+fn a_link_that_moves_to_another_broker_takes_everything_along(mix: Mix) {
+    let tree = tree(mix);
+    clinic::admit(&tree.child, "p1", "Ada");
+    clinic::admit(&tree.parent, "p2", "Grace");
+    tree.child.sync();
+    tree.parent.sync();
+    clinic::admit(&tree.child, "p3", "left behind in the old queue");
+    tree.child.sync();
+    let folder = tempfile::tempdir().unwrap();
+    let broker = format!("spool:{}", folder.path().join("moved").display());
+    tree.parent.configure(&broker, super::NO_CLOCK);
+    let settings = format!("parent_broker_url = \"{broker}\"\n{}", super::NO_CLOCK);
+    tree.child.configure(&broker, &settings);
+    let workers = [tree.parent.spawn_worker(), tree.child.spawn_worker()];
+    wait_for_patients(&tree.parent, 3);
+    wait_for_patients(&tree.child, 3);
+    wait_for_answers(&tree.child);
+    drop(workers);
+}
+
 super::on_mixes! {
     a_message_lost_from_the_middle_is_asked_for_and_sent_again
     a_purged_queue_costs_nothing
     a_queue_purged_under_running_workers_costs_nothing
     queues_that_were_deleted_are_made_again_and_nothing_is_lost
     acknowledgements_that_were_lost_are_made_good
+    a_link_that_moves_to_another_broker_takes_everything_along
 }
