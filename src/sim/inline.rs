@@ -36,7 +36,13 @@ extern "SQL" {
         format: diesel::sql_types::Text,
         when: diesel::sql_types::Text,
     ) -> diesel::sql_types::Text;
+
+    /// The same.
+    fn julianday(when: diesel::sql_types::Text) -> diesel::sql_types::Double;
 }
+
+/// The Julian day of 1970.
+const EPOCH: f64 = 2_440_587.5;
 
 /// In a simulation, defaults and triggers take the time from the server's clock.
 pub(crate) fn rule_the_clock(connection: &mut SqliteConnection) -> diesel::QueryResult<()> {
@@ -45,5 +51,9 @@ pub(crate) fn rule_the_clock(connection: &mut SqliteConnection) -> diesel::Query
     }
     strftime_utils::register_impl(connection, |_: String, _: String| {
         time::format(seams::now().unwrap_or_default())
+    })?;
+    #[expect(clippy::cast_precision_loss, reason = "milliseconds of this age fit")]
+    julianday_utils::register_impl(connection, |_: String| {
+        EPOCH + seams::now().unwrap_or_default() as f64 / 86_400_000.0
     })
 }
