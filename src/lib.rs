@@ -9,11 +9,14 @@ pub mod error;
 pub mod failpoint;
 pub mod id;
 pub mod interceptor;
+pub mod link;
 pub mod merge;
 pub mod publisher;
 pub mod record;
 pub mod rules;
 pub mod server;
+#[cfg(test)]
+mod sim;
 pub mod state;
 pub mod store;
 pub mod token;

@@ -5,6 +5,7 @@
 
 mod check;
 mod classes;
+mod conflicts;
 mod demo;
 mod exchange;
 mod grammar;
@@ -159,7 +160,7 @@ async fn dispatch(command: Command, global: &Global, context: &Context) -> Resul
         Command::Audit { limit } => records::audit(context, limit).await,
         Command::Transmissions { limit } => records::transmissions(context, limit).await,
         Command::Demo(arguments) => demo::demo(context, global, &arguments).await,
-        Command::Conflicts(_) => later("conflicts"),
+        Command::Conflicts { command, list } => conflicts::conflicts(context, command, list).await,
         Command::Verify(_) => later("verify"),
         Command::Export(_) => later("export"),
         Command::Import(_) => later("import"),

@@ -16,6 +16,7 @@ use super::session::{Datum, Session};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
+use crate::merge::TreeMerge;
 use crate::record::{Body, RowId, payload};
 use crate::state::State;
 
@@ -197,6 +198,8 @@ pub struct Due {
     pub server: i64,
     /// The record.
     pub incoming: Incoming,
+    /// An operator lets its concurrent edits in.
+    pub decided: bool,
 }
 
 /// Held records that are due by the clock, or by a cause: another schema than they were tried
@@ -249,7 +252,7 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         return Ok(Vec::new());
     }
     let sql = format!(
-        "SELECT id, uuid, server_id, payload FROM @sync_held \
+        "SELECT id, uuid, server_id, payload, decided FROM @sync_held \
          WHERE {} AND original_uuid IS NOT NULL ORDER BY id",
         session.dialect().any("id", 1)
     );
@@ -258,6 +261,7 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         list.push(Due {
             id: row.int(0)?,
             server: row.int(2)?,
+            decided: row.flag(4)?,
             incoming: Incoming {
                 uuid: RecordId(row.uuid(1)?),
                 body: body(row.bytes(3)?)?,
@@ -333,6 +337,27 @@ pub(super) async fn again(
         answers::note(session, &[id], state, Some(&hold.text)).await?;
     }
     Ok(stopped)
+}
+
+/// Whether anything is held because this server merges its class otherwise than the tree.
+pub async fn differed(session: &mut Session) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM @sync_held WHERE kind = 'MERGE_DIFFERS')";
+    session.query_one(sql, vec![]).await?.flag(0)
+}
+
+/// Records that were held because this server merged their classes otherwise are due at once, when
+/// it does no more.
+pub async fn agreed(session: &mut Session, merge: &TreeMerge) -> Result<()> {
+    let sql =
+        "SELECT id, classes FROM @sync_held WHERE kind = 'MERGE_DIFFERS' AND known IS NOT NULL";
+    let mut ids = Vec::new();
+    for row in session.query(sql, vec![]).await? {
+        if row.text(1)?.split(',').all(|class| merge.difference(class).is_none()) {
+            ids.push(vec![row.int(0)?.into()]);
+        }
+    }
+    session.execute_each("UPDATE @sync_held SET known = NULL WHERE id = $1", ids).await?;
+    Ok(())
 }
 
 /// Notes a try, and when the next is due.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
-use super::{deliver, links, unreadable};
+use super::{deliver, links, restore, unreadable};
 use crate::alarm::{self, Alarm, Condition};
 use crate::error::{Error, Kind, Result};
 use crate::publisher::relay;
@@ -19,9 +19,9 @@ use crate::store::books::{self, LinkState, Neighbour, Role, cleanup};
 use crate::store::held::{self, HoldKind};
 use crate::store::{time, track};
 
-/// First and longest pause after a failure.
+/// First and longest pause after a failure: when the cause is gone, records flow within 15 s.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// How often the list of neighbours is looked at.
 const NEIGHBOURS_EVERY: Duration = Duration::from_millis(500);
@@ -44,7 +44,7 @@ pub(crate) enum Duty {
 /// Runs the tasks of a duty until `stop` is cancelled.
 pub(crate) async fn run(engine: Arc<Engine>, duty: Duty, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
-    tasks.spawn(seal(Arc::clone(&engine), stop.clone()));
+    tasks.spawn(seal(Arc::clone(&engine), duty, stop.clone()));
     if duty == Duty::All {
         tasks.spawn(chores(Arc::clone(&engine), stop.clone()));
         tasks.spawn(alarm::run(Arc::clone(&engine), stop.clone()));
@@ -100,14 +100,39 @@ pub(super) async fn trouble(
 }
 
 /// Seals what is committed: at once when a writer in this process rings, else by polling.
-async fn seal(engine: Arc<Engine>, stop: CancellationToken) {
+async fn seal(engine: Arc<Engine>, duty: Duty, stop: CancellationToken) {
     let mut pause = Pause::new();
     let mut first = Some(engine.activity.busy());
+    let mut restoring = None;
     loop {
-        match relay::seal(&engine).await {
-            Ok(_) => {
+        let mut done = relay::seal(&engine).await;
+        if duty == Duty::Publish
+            && engine.fallen().is_some()
+            && let Ok(records) = done
+        {
+            done = restore::look_again(&engine).await.map(|()| records);
+        }
+        if duty == Duty::All
+            && let Ok(records) = done
+        {
+            if engine.fallen().is_some() && restoring.is_none() {
+                restoring = Some(engine.activity.busy());
+            }
+            done = restore::renew_if_due(&engine).await.map(|()| records);
+            if engine.fallen().is_none() {
+                drop(restoring.take());
+            }
+        }
+        match done {
+            Ok(records) => {
                 pause.reset();
                 engine.activity.succeeded("relay");
+                if records > 0
+                    && let Err(error) = deliver::follow_local(&engine).await
+                {
+                    // The chores come to it again.
+                    tracing::debug!(error = %error.chain(), "what local edits make possible waits");
+                }
             }
             Err(error) => {
                 if !trouble(&engine, "relay", &error, &mut pause, &stop).await {
@@ -157,7 +182,7 @@ async fn round(engine: &Engine, look: bool) -> Result<()> {
     if look {
         mend_capture(engine).await?;
     }
-    deliver::retry_held(engine).await?;
+    deliver::follow(engine).await?;
     unreadable::retry(engine).await?;
     let mut session = engine.store.read().await?;
     let identity = books::identity(&mut session).await?;

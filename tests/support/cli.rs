@@ -240,6 +240,22 @@ impl TestServer {
         TestWorker { child, log, nickname: self.nickname.clone() }
     }
 
+    // The database as a whole. Neither a worker nor a command may be running.
+
+    /// A copy of the database as it is now.
+    #[track_caller]
+    pub(crate) fn backup(&self) -> TestDatabase {
+        self.sql.close();
+        self.database.copied(&self.nickname)
+    }
+
+    /// Puts the database back to what it was.
+    #[track_caller]
+    pub(crate) fn restore(&self, backup: &TestDatabase) {
+        self.sql.close();
+        self.database.put_back(backup);
+    }
+
     // The database, by a connection of its own.
 
     /// Runs statements, as one of the host's programs would.

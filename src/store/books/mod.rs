@@ -10,6 +10,7 @@ pub mod audit;
 pub mod check;
 pub mod cleanup;
 pub mod clock;
+pub mod conflicts;
 pub mod held;
 pub mod identity;
 pub mod invites;
