@@ -186,7 +186,8 @@ fn a_record_that_is_given_up_is_stopped_at_its_sender_and_starts_over_from_eithe
 }
 
 fn only_what_needs_the_rows_of_a_poisoned_record_waits_and_all_goes_in_once_it_is_mended(mix: Mix) {
-    let tree = tree(mix, "retry_after = \"200ms\"");
+    // All of it in one go, however much it is.
+    let tree = tree(mix, "retry_after = \"200ms\"\nunacknowledged_max = 1000000");
     refuse(&tree.parent, "poison");
     let many: usize =
         std::env::var("BRANCHLINE_POISON_RECORDS").map_or(400, |n| n.parse().unwrap());
