@@ -130,8 +130,8 @@ pub struct Config {
     /// A stamp this far ahead of our clock is held. Default 1day.
     #[serde(with = "humantime_serde")]
     pub clock_skew_hold: Duration,
-    /// A command run once for each record that becomes held, with the facts as JSON on its standard
-    /// input. No default.
+    /// A command run for each alarm (a record is held, a disk is full …), once each, as its words
+    /// stand and without a shell, with the facts as JSON on its standard input. No default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alarm_command: Option<String>,
     /// An `http://` address that gets the same by POST. No default.

@@ -7,6 +7,7 @@
 //! [`Publisher`](crate::Publisher)'s.
 
 mod classes;
+mod conflicts;
 mod held;
 mod links;
 mod records;

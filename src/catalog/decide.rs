@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::Serialize;
 
 use self::keys::Key;
-use super::{Class, Column, Reference, Table, TypeKind};
+use super::{Class, Column, ForeignKey, Link, Reference, Table, TypeKind};
 use crate::store::session::quote;
 
 /// What is asked for.
@@ -274,6 +274,7 @@ impl Decider<'_> {
         let unique = table.unique.iter().filter_map(|list| {
             list.iter().map(|name| position(table, name)).collect::<Option<Vec<_>>>()
         });
+        let links = links(table, &columns);
         Some(Class {
             name: name.as_str().into(),
             schema: table.schema.clone(),
@@ -288,7 +289,16 @@ impl Decider<'_> {
             id_source,
             partitions: table.partitions.clone(),
             clashes: table.clashes.clone(),
+            cascades: self.cascades(&name),
+            links,
+            plain: table.plain,
         })
+    }
+
+    /// Whether the database itself changes rows that refer to a table when one of it goes.
+    fn cascades(&self, name: &str) -> bool {
+        let keys = self.tables.values().flat_map(|table| &table.foreign_keys);
+        keys.into_iter().any(|key| key.acts && key.target == name)
     }
 
     /// A primary key with a constant default (`DEFAULT 0`, as schemas from MySQL have it) is numbered
@@ -371,6 +381,22 @@ fn new_uuid_column() -> Column {
         generated: false,
         references: Vec::new(),
     }
+}
+
+/// Declared foreign keys that are more than one column, or whose column is no local id.
+fn links(table: &Table, columns: &[Column]) -> Vec<Link> {
+    let link = |key: &ForeignKey| {
+        let own: Option<Vec<usize>> =
+            key.columns.iter().map(|name| position(table, name)).collect();
+        let own = own?;
+        let local = own.len() == 1 && !columns[own[0]].references.is_empty();
+        (!local).then(|| Link {
+            columns: own,
+            target: key.target.as_str().into(),
+            target_columns: key.target_columns.iter().map(|name| name.as_str().into()).collect(),
+        })
+    };
+    table.foreign_keys.iter().filter_map(link).collect()
 }
 
 fn position(table: &Table, name: &str) -> Option<usize> {

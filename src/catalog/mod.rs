@@ -40,6 +40,8 @@ pub struct Table {
     pub partitions: Vec<String>,
     /// What can make REPLACE remove another row (SQLite; empty on PostgreSQL).
     pub clashes: Vec<Clash>,
+    /// No column declares a collation (SQLite): `=` and `IS` compare text byte for byte.
+    pub plain: bool,
 }
 
 /// What a unique index of SQLite compares: a row that agrees with the new one in all terms is
@@ -119,6 +121,9 @@ pub struct ForeignKey {
     pub target_columns: Vec<String>,
     /// Whether it is checked at commit only.
     pub deferrable: bool,
+    /// Whether a delete or update of the row that is referred to changes rows that refer to it: ON
+    /// DELETE or ON UPDATE CASCADE, SET NULL, SET DEFAULT.
+    pub acts: bool,
 }
 
 /// A tracked table: what capture, sealing and applying need to know of it. Stored as JSON in the
@@ -153,6 +158,26 @@ pub struct Class {
     /// As in [`Table::clashes`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clashes: Vec<Clash>,
+    /// Whether deleting a row of it makes the database change rows of other tables by itself.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cascades: bool,
+    /// Declared foreign keys to what identifies a row everywhere: their columns travel as they are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links: Vec<Link>,
+    /// As in [`Table::plain`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
+}
+
+/// A declared foreign key to columns that are no local id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Link {
+    /// Indexes into the columns of the class that refers.
+    pub columns: Vec<usize>,
+    /// The class that is referred to.
+    pub target: Arc<str>,
+    /// Its columns.
+    pub target_columns: Vec<Arc<str>>,
 }
 
 /// A column of a class.
@@ -198,6 +223,13 @@ impl Class {
                 in_key: key.contains(&column),
             })
         })
+    }
+
+    /// Whether a column refers to rows, by local id or otherwise.
+    #[must_use]
+    pub fn refers(&self, column: usize) -> bool {
+        !self.columns[column].references.is_empty()
+            || self.links.iter().any(|link| link.columns.contains(&column))
     }
 
     /// Where a column stands in `columns`.

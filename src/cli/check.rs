@@ -21,7 +21,13 @@ pub(crate) async fn check(context: &Context) -> Result<End> {
         format!("the triggers of `{class}` are gone or out of date: run `branchline track`")
     });
     let skew_max = i64::try_from(context.config.clock_skew_alarm.as_millis()).unwrap_or(i64::MAX);
-    let mut findings: Vec<String> = broken.collect();
+    let differing = server.merge_differing().await?.into_iter().map(|(class, why)| {
+        format!(
+            "`{class}` merges otherwise here than the root of the tree says, and its records are \
+             held: {why}"
+        )
+    });
+    let mut findings: Vec<String> = broken.chain(differing).collect();
     findings.extend(findings_of(&facts, now, skew_max));
     if context.out.json {
         context.out.object(&object(&facts, &findings));

@@ -117,8 +117,14 @@ pub(crate) enum Command {
     /// See a tree of seven servers at work, in a folder that goes away again
     Demo(Demo),
 
-    #[command(hide = true)]
-    Conflicts(Later),
+    /// Edits that met without knowing of each other, and turning one round
+    #[command(args_conflicts_with_subcommands = true)]
+    Conflicts {
+        #[command(subcommand)]
+        command: Option<Conflicts>,
+        #[command(flatten)]
+        list: ConflictsList,
+    },
     #[command(hide = true)]
     Verify(Later),
     #[command(hide = true)]
@@ -263,6 +269,46 @@ pub(crate) enum Records {
 pub(crate) enum Imports {
     /// Show the newest imports
     List(Select),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Conflicts {
+    /// Show those that nobody dealt with, the newest first
+    List(ConflictsList),
+    /// Show one, with both values
+    Show {
+        /// Its number
+        id: i64,
+    },
+    /// Keep one side, for the whole tree
+    Resolve {
+        /// Its number
+        id: i64,
+        /// Which side is to count
+        #[arg(long, value_enum)]
+        keep: KeepSide,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConflictsList {
+    /// Those that are resolved too
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Of this class only
+    #[arg(long, value_name = "CLASS")]
+    pub(crate) class: Option<String>,
+    /// At most so many
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub(crate) limit: i64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KeepSide {
+    /// What counts already
+    Winner,
+    /// What lost
+    Loser,
 }
 
 #[derive(Debug, Subcommand)]

@@ -10,6 +10,7 @@ use super::{Context, End};
 use crate::catalog::decide::Request;
 use crate::error::{Error, Result};
 use crate::store::books::identity::Made;
+use crate::store::rows;
 use crate::store::track::Report;
 
 pub(crate) async fn init(context: &Context, arguments: &Init) -> Result<End> {
@@ -72,6 +73,13 @@ pub(crate) async fn track(context: &Context, arguments: Track) -> Result<End> {
     let what = || "reading the catalog, writing triggers".to_owned();
     let report = context.out.progress(what, server.track(request)).await?;
     print(context, &report);
+    if report.classes.iter().any(|class| !class.host_triggers.is_empty()) {
+        context.out.say(format!(
+            "Host triggers run again where changes are applied, and what they do is put back. The \
+             guard spares that: {}",
+            rows::guard(server.store().dialect())
+        ));
+    }
     if report.refusals.is_empty() {
         return Ok(End::Done);
     }

@@ -13,9 +13,26 @@ pub(crate) async fn status(context: &Context) -> Result<End> {
     let server = context.server().await?;
     let status = server.status().await?;
     let address = server.store().address();
-    context.out.object(&object(&status, address));
+    let differing = server.merge_differing().await?;
+    let conflicts = server.open_conflicts().await?;
+    let mut whole = object(&status, address);
+    whole["conflicts"] = conflicts.into();
+    whole["merge_differs"] = differing
+        .iter()
+        .map(|(class, why)| json!({ "class": class, "why": why }))
+        .collect::<Vec<_>>()
+        .into();
+    context.out.object(&whole);
     if !context.out.json {
         people(context, &status, address, clock::now());
+        if conflicts > 0 {
+            context.out.say(format!("{}: `branchline conflicts`", count(conflicts, "conflict")));
+        }
+        for (class, why) in differing {
+            context.out.say(format!(
+                "`{class}` merges otherwise here than the root of the tree says, and is held: {why}"
+            ));
+        }
     }
     Ok(End::Done)
 }

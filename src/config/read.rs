@@ -137,6 +137,9 @@ impl Config {
         for url in others.into_iter().flatten().chain([&self.broker_url]) {
             check_broker(url)?;
         }
+        if let Some(url) = &self.alarm_webhook {
+            check_scheme(url, &["http://"], "alarm_webhook")?;
+        }
         if let Some(url) = &self.database_url {
             check_scheme(url, &["postgres://", "postgresql://", "sqlite:"], "database_url")?;
         }

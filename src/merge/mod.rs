@@ -23,6 +23,7 @@ mod model;
 
 pub use config::{ClassMerge, MergeConfig, Policy};
 pub use join::{Conflict, Fate, Joined, Won, newest};
+pub use pack::{value_bytes, value_from_bytes};
 pub use row::{Presence, RowState};
 pub use stamp::{Clock, Seen, Stamp, Time};
 pub use tree::TreeMerge;

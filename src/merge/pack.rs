@@ -83,6 +83,25 @@ pub(super) fn value(out: &mut Vec<u8>, value: &Value) {
     }
 }
 
+/// A value in full, as row states and the conflict ledger keep it.
+#[must_use]
+pub fn value_bytes(of: &Value) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    value(&mut bytes, of);
+    bytes
+}
+
+/// Reads what [`value_bytes`] wrote.
+///
+/// # Errors
+/// [`Decode`](crate::Kind::Decode) for anything else.
+pub fn value_from_bytes(bytes: &[u8]) -> Result<Value> {
+    let mut reader = Reader::new(bytes);
+    let value = reader.value()?;
+    reader.end()?;
+    Ok(value)
+}
+
 /// Reads what the functions above wrote.
 pub(super) struct Reader<'a> {
     rest: &'a [u8],
@@ -202,12 +221,7 @@ mod tests {
     use super::*;
 
     fn round(written: &Value) -> Value {
-        let mut bytes = Vec::new();
-        value(&mut bytes, written);
-        let mut reader = Reader::new(&bytes);
-        let read = reader.value().unwrap();
-        reader.end().unwrap();
-        read
+        value_from_bytes(&value_bytes(written)).unwrap()
     }
 
     #[test]

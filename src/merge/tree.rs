@@ -156,6 +156,9 @@ mod tests {
             id_source: None,
             partitions: Vec::new(),
             clashes: Vec::new(),
+            plain: false,
+            cascades: false,
+            links: Vec::new(),
         };
         let tracked = Arc::new(Tracked { id: 1, shape: 1, class });
         Catalog::new(HashMap::from([(1, tracked)]), HashMap::from([("obs".into(), 1)]))

@@ -291,7 +291,7 @@ pub fn outgoing(
 ) -> Outgoing {
     Outgoing {
         queue: Queue { to: neighbour.server, from: header.sender, lane },
-        message_id: uuid::Uuid::now_v7(),
+        message_id: crate::id::in_order(),
         kind: header.kind.as_str(),
         compressed: sealed.compressed,
         sender: header.sender,

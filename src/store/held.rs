@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use sha2::{Digest as _, Sha256};
 
 use super::apply::{Hold, Incoming};
 use super::bulk;
@@ -15,6 +16,7 @@ use super::session::{Datum, Session};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
+use crate::merge::TreeMerge;
 use crate::record::{Body, RowId, payload};
 use crate::state::State;
 
@@ -103,23 +105,30 @@ impl Patience {
     }
 }
 
-/// What a record is tried against beside its rows: another schema is a cause to try again.
+/// What a record is tried against beside its rows: under another schema, or where the tree merges
+/// anew, it is due.
 async fn schema(session: &mut Session) -> Result<String> {
     let row = session
         .query_one(
             "SELECT count(*), coalesce(max(id), 0), coalesce(sum(shape), 0), \
-             coalesce(sum(length(definition)), 0), max(tracked_at) FROM @sync_tracked",
+             coalesce(sum(length(definition)), 0), max(tracked_at), \
+             (SELECT merge FROM @sync_self WHERE id = 1) FROM @sync_tracked",
             vec![],
         )
         .await?;
-    Ok(format!(
-        "{} {} {} {} {:?}",
-        row.int(0)?,
-        row.int(1)?,
-        row.int(2)?,
-        row.int(3)?,
-        row.opt_time(4)?
-    ))
+    let mut digest = Sha256::new();
+    for n in 0..4 {
+        digest.update(row.int(n)?.to_be_bytes());
+    }
+    digest.update(row.opt_time(4)?.unwrap_or_default().to_be_bytes());
+    digest.update(row.opt_bytes(5)?.unwrap_or_default());
+    Ok(digest.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Makes the lines of a kind due.
+pub async fn stir_kind(session: &mut Session, kind: HoldKind) -> Result<u64> {
+    let sql = "UPDATE @sync_held SET known = NULL WHERE kind = $1";
+    session.execute(sql, vec![kind.as_str().into()]).await
 }
 
 /// Sets a record aside with the rows that it waits for.
@@ -189,6 +198,8 @@ pub struct Due {
     pub server: i64,
     /// The record.
     pub incoming: Incoming,
+    /// An operator lets its concurrent edits in.
+    pub decided: bool,
 }
 
 /// Held records that are due by the clock, or by a cause: another schema than they were tried
@@ -241,7 +252,7 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         return Ok(Vec::new());
     }
     let sql = format!(
-        "SELECT id, uuid, server_id, payload FROM @sync_held \
+        "SELECT id, uuid, server_id, payload, decided FROM @sync_held \
          WHERE {} AND original_uuid IS NOT NULL ORDER BY id",
         session.dialect().any("id", 1)
     );
@@ -250,6 +261,7 @@ async fn load(session: &mut Session, ids: Vec<i64>) -> Result<Vec<Due>> {
         list.push(Due {
             id: row.int(0)?,
             server: row.int(2)?,
+            decided: row.flag(4)?,
             incoming: Incoming {
                 uuid: RecordId(row.uuid(1)?),
                 body: body(row.bytes(3)?)?,
@@ -297,9 +309,10 @@ const AT_ONCE: &str = "retry_count = CASE WHEN next_attempt IS NULL THEN 0 ELSE 
 /// Makes held lines due at once: these, or all.
 pub async fn at_once(session: &mut Session, ids: Option<&[i64]>, now: i64) -> Result<u64> {
     let mut binds = vec![Datum::time(now)];
-    let mut sql = format!("UPDATE @sync_held SET {AT_ONCE}");
+    // A row without a key waits for nothing but its key.
+    let mut sql = format!("UPDATE @sync_held SET {AT_ONCE} WHERE kind <> 'NO_KEY'");
     if let Some(ids) = ids {
-        sql.push_str(&format!(" WHERE {}", session.dialect().any("id", 2)));
+        sql.push_str(&format!(" AND {}", session.dialect().any("id", 2)));
         binds.push(Datum::Ints(ids.to_vec()));
     }
     session.execute(&sql, binds).await
@@ -324,6 +337,27 @@ pub(super) async fn again(
         answers::note(session, &[id], state, Some(&hold.text)).await?;
     }
     Ok(stopped)
+}
+
+/// Whether anything is held because this server merges its class otherwise than the tree.
+pub async fn differed(session: &mut Session) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM @sync_held WHERE kind = 'MERGE_DIFFERS')";
+    session.query_one(sql, vec![]).await?.flag(0)
+}
+
+/// Records that were held because this server merged their classes otherwise are due at once, when
+/// it does no more.
+pub async fn agreed(session: &mut Session, merge: &TreeMerge) -> Result<()> {
+    let sql =
+        "SELECT id, classes FROM @sync_held WHERE kind = 'MERGE_DIFFERS' AND known IS NOT NULL";
+    let mut ids = Vec::new();
+    for row in session.query(sql, vec![]).await? {
+        if row.text(1)?.split(',').all(|class| merge.difference(class).is_none()) {
+            ids.push(vec![row.int(0)?.into()]);
+        }
+    }
+    session.execute_each("UPDATE @sync_held SET known = NULL WHERE id = $1", ids).await?;
+    Ok(())
 }
 
 /// Notes a try, and when the next is due.
@@ -351,8 +385,10 @@ async fn tried(
     let next = patience.next(row.int(0)?, now);
     session
         .execute(
-            "UPDATE @sync_held SET next_attempt = $2 WHERE id = $1",
-            vec![id.into(), time(next)],
+            // One that is given up is worth another alarm.
+            "UPDATE @sync_held SET next_attempt = $2, \
+             alarmed_at = CASE WHEN $3 THEN NULL ELSE alarmed_at END WHERE id = $1",
+            vec![id.into(), time(next), next.is_none().into()],
         )
         .await?;
     Ok(next.is_none())

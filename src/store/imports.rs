@@ -17,6 +17,10 @@ pub async fn known(
     session: &mut Session,
     originals: impl Iterator<Item = RecordId>,
 ) -> Result<Known> {
+    #[cfg(test)]
+    if crate::sim::sabotage::is_out(crate::sim::sabotage::Sabotage::Dedupe) {
+        return Ok(Known::new());
+    }
     let list: Vec<uuid::Uuid> = originals.map(|original| original.0).collect();
     let dialect = session.dialect();
     let mut known = Known::new();

@@ -20,6 +20,7 @@ pub mod outbox;
 pub mod postgres;
 pub mod recover;
 pub mod restore;
+pub mod revived;
 pub mod rows;
 pub mod seal;
 pub mod session;

@@ -9,7 +9,9 @@ use super::image;
 use super::keysql;
 use super::session::{Cell, Datum, Dialect, Row, Session, quote};
 use super::{bulk, sqlite};
-use crate::catalog::{Catalog, Class, Column, Tracked, TypeKind, join_key, key_part, split_key};
+use crate::catalog::{
+    Catalog, Class, Column, Link, Tracked, TypeKind, join_key, key_part, split_key,
+};
 use crate::error::{Error, Result};
 use crate::record::{RowId, Value};
 
@@ -369,6 +371,31 @@ pub async fn uncaptured(session: &mut Session, on: bool) -> Result<()> {
     }
 }
 
+/// The condition by which a trigger of the host leaves the applier alone. Triggers that have it are
+/// not listed with a class.
+#[must_use]
+pub fn guard(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Postgres => {
+            "WHEN (coalesce(current_setting('branchline.applying', true), '') IN ('', 'off'))"
+        }
+        Dialect::Sqlite => "WHEN NOT EXISTS (SELECT 1 FROM sync_applying)",
+    }
+}
+
+/// Inside [`uncaptured`]: has what is written captured all the same (`true`), for the applier that
+/// watches what host triggers do, or not. The host's own guards see an applier either way on
+/// PostgreSQL.
+pub async fn watched(session: &mut Session, on: bool) -> Result<()> {
+    match (session.dialect(), on) {
+        (Dialect::Postgres, true) => {
+            session.batch("SELECT set_config('branchline.applying', 'watched', true)").await
+        }
+        (Dialect::Sqlite, true) => session.batch("DELETE FROM @sync_applying").await,
+        (_, false) => uncaptured(session, true).await,
+    }
+}
+
 /// The values of rows as they travel, references as keys; the surrogate and generated columns are
 /// left out. Rows that are not there are left out.
 pub async fn read(
@@ -384,7 +411,7 @@ pub async fn read(
     let dialect = session.dialect();
     let mut select = vec![match dialect {
         Dialect::Postgres => "t::text".to_owned(),
-        Dialect::Sqlite => sqlite::triggers::image_sql(class, "t"),
+        Dialect::Sqlite => sqlite::literals::image_sql(class, "t"),
     }];
     let present: Vec<Option<&Column>> = class.columns.iter().map(Some).collect();
     for slot in class.slots() {
@@ -468,6 +495,159 @@ pub async fn referrers(
         }
     }
     Ok(list)
+}
+
+/// Rows of one class with their local keys.
+pub type Located = (Arc<Tracked>, Vec<(RowId, Local)>);
+
+/// That a row refers to another.
+#[derive(Clone, Debug)]
+pub struct Edge {
+    /// The row that is referred to.
+    pub target: RowId,
+    /// The row that refers to it.
+    pub referrer: RowId,
+    /// Its class.
+    pub tracked: Arc<Tracked>,
+    /// The column that refers, an index into the columns of its class.
+    pub column: usize,
+}
+
+/// Who refers to any of `rows`, all of one class: one question for each column that can, however
+/// many rows. For each row at the most `limit` of each column.
+pub async fn referring_to(
+    session: &mut Session,
+    catalog: &Catalog,
+    tracked: &Tracked,
+    rows: &[(RowId, Local)],
+    limit: i64,
+) -> Result<Vec<Edge>> {
+    let mut edges = Vec::new();
+    let dialect = session.dialect();
+    for referring in catalog.tracked.values() {
+        for slot in referring.class.slots() {
+            if slot.reference.target != tracked.class.name {
+                continue;
+            }
+            let Some(at) = tracked
+                .class
+                .local
+                .iter()
+                .position(|n| tracked.class.columns[*n].name == slot.reference.target_column)
+            else {
+                continue;
+            };
+            let column = &referring.class.columns[slot.column];
+            let key = keysql::key(dialect, catalog, &referring.class, "t")?;
+            let table = keysql::table(&referring.class);
+            let name = quote(&column.name);
+            let when = match &slot.reference.when {
+                Some(when) => format!(" AND ({})", when.replace("{row}", "t")),
+                None => String::new(),
+            };
+            let locals = rows.iter().filter_map(|(row, local)| Some((row, local.get(at)?)));
+            let (targets, binds): (Vec<&RowId>, Vec<Datum>) =
+                locals.map(|(row, value)| (row, image::datum(dialect, value, column))).unzip();
+            let found: Vec<(usize, Row)> = match dialect {
+                Dialect::Postgres => {
+                    let sql = format!(
+                        "SELECT u.n, x.key FROM unnest($1::text[]) WITH ORDINALITY AS u(v, n) \
+                         CROSS JOIN LATERAL (SELECT {key} AS key FROM {table} AS t \
+                         WHERE t.{name} = {}{when} LIMIT $2) AS x",
+                        image::bind_sql(dialect, "u.v", column)
+                    );
+                    let binds = bulk::arrays(1, binds.into_iter().map(|bind| vec![bind]).collect());
+                    let binds = binds.into_iter().chain([limit.into()]).collect();
+                    let answers = session.query(&sql, binds).await?;
+                    let numbered = answers.into_iter().map(|mut row| {
+                        let n = usize::try_from(row.int(0)? - 1).unwrap_or(usize::MAX);
+                        row.0.remove(0);
+                        Ok((n, row))
+                    });
+                    numbered.collect::<Result<_>>()?
+                }
+                Dialect::Sqlite => {
+                    let sql = format!(
+                        "SELECT {key} FROM {table} AS t WHERE t.{name} = $1{when} LIMIT $2"
+                    );
+                    let binds = binds.into_iter().map(|bind| vec![bind, limit.into()]).collect();
+                    let answers = session.query_each(&sql, binds).await?.into_iter().enumerate();
+                    answers
+                        .flat_map(|(n, rows)| rows.into_iter().map(move |row| (n, row)))
+                        .collect()
+                }
+            };
+            for (n, row) in found {
+                let (Some(target), Some(key)) = (targets.get(n), row.opt_text(0)?) else {
+                    continue;
+                };
+                edges.push(Edge {
+                    target: (*target).clone(),
+                    referrer: RowId { class: Arc::clone(&referring.class.name), key: key.into() },
+                    tracked: Arc::clone(referring),
+                    column: slot.column,
+                });
+            }
+        }
+        for link in referring.class.links.iter().filter(|link| link.target == tracked.class.name) {
+            edges.extend(linked_to(session, catalog, tracked, referring, link, rows, limit).await?);
+        }
+    }
+    Ok(edges)
+}
+
+/// Who refers to any of `rows` by a foreign key that is no local id, where its columns are of the
+/// local key of the class that it refers to.
+async fn linked_to(
+    session: &mut Session,
+    catalog: &Catalog,
+    tracked: &Tracked,
+    referring: &Arc<Tracked>,
+    link: &Link,
+    rows: &[(RowId, Local)],
+    limit: i64,
+) -> Result<Vec<Edge>> {
+    let class = &tracked.class;
+    let place = |name: &Arc<str>| class.local.iter().position(|n| class.columns[*n].name == *name);
+    let Some(places) = link.target_columns.iter().map(place).collect::<Option<Vec<_>>>() else {
+        return Ok(Vec::new());
+    };
+    let dialect = session.dialect();
+    let columns: Vec<&Column> = link.columns.iter().map(|n| &referring.class.columns[*n]).collect();
+    let matches = columns.iter().enumerate().map(|(n, column)| {
+        let bind = image::bind_sql(dialect, &format!("${}", n + 1), column);
+        format!("t.{} = {bind}", quote(&column.name))
+    });
+    let sql = format!(
+        "SELECT {} FROM {} AS t WHERE {} LIMIT ${}",
+        keysql::key(dialect, catalog, &referring.class, "t")?,
+        keysql::table(&referring.class),
+        matches.collect::<Vec<_>>().join(" AND "),
+        columns.len() + 1
+    );
+    let binds = rows.iter().map(|(_, local)| {
+        let values = places.iter().zip(&columns).map(|(place, column)| {
+            image::datum(dialect, local.get(*place).unwrap_or(&Value::Null), column)
+        });
+        values.chain([limit.into()]).collect()
+    });
+    let answers = session.query_each(&sql, binds.collect()).await?;
+    // The column that can be NULL, for circles.
+    let column = link.columns.iter().find(|n| !referring.class.columns[**n].not_null);
+    let column = *column.unwrap_or(&link.columns[0]);
+    let mut edges = Vec::new();
+    for ((target, _), found) in rows.iter().zip(answers) {
+        for row in found {
+            let Some(key) = row.opt_text(0)? else { continue };
+            edges.push(Edge {
+                target: target.clone(),
+                referrer: RowId { class: Arc::clone(&referring.class.name), key: key.into() },
+                tracked: Arc::clone(referring),
+                column,
+            });
+        }
+    }
+    Ok(edges)
 }
 
 /// Who refers to a class: the class, the column, and the column of the target that it holds.

@@ -105,6 +105,12 @@ pub async fn pending(
         )
         .await?;
     let mut found = Vec::new();
+    #[cfg(test)]
+    let pace = if crate::sim::sabotage::is_out(crate::sim::sabotage::Sabotage::Resend) {
+        Pace { resend_after_ms: i64::MAX >> 20, ..pace }
+    } else {
+        pace
+    };
     if sent.int(0)? > 0 {
         found = unanswered(session, neighbour, pace, now).await?;
     }
@@ -214,7 +220,8 @@ fn outbound(row: &super::Row, again: bool) -> Result<Outbound> {
 }
 
 /// Claims a link for one round of publishing: two processes that published at once would send
-/// everything twice. A claim of another process counts until it is released, or is `now`.
+/// everything twice. A claim of another process counts until it is released, or is `now`; one that
+/// ends later than it could was made by a clock that was ahead, and does not count.
 /// Says whether the link is ours.
 pub async fn claim(
     session: &mut Session,
@@ -226,8 +233,15 @@ pub async fn claim(
     let claimed = session
         .execute(
             "UPDATE @sync_server SET relay_session = $2, relay_until = $3 WHERE id = $1 \
-             AND (relay_session IS NULL OR relay_session = $2 OR relay_until < $4)",
-            vec![neighbour.id.into(), process.into(), Datum::time(until), Datum::time(now)],
+             AND (relay_session IS NULL OR relay_session = $2 OR relay_until < $4 \
+             OR relay_until > $5)",
+            vec![
+                neighbour.id.into(),
+                process.into(),
+                Datum::time(until),
+                Datum::time(now),
+                Datum::time(until.saturating_add(until.saturating_sub(now))),
+            ],
         )
         .await?;
     Ok(claimed > 0)

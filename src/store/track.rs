@@ -139,29 +139,29 @@ async fn make_triggers(
             session.batch(&statement).await?;
         }
     }
-    for id in missing(session, catalog).await? {
-        let Some(tracked) = catalog.tracked.get(&id).filter(|tracked| here(tracked)) else {
-            continue;
-        };
-        let name = &*tracked.class.name;
-        match session.dialect() {
-            Dialect::Postgres => postgres::triggers::install(session, tracked, catalog).await,
-            Dialect::Sqlite => install(session, tracked, catalog).await,
-        }
-        .context(|| format!("`{name}` cannot be captured"))?;
-        for class in &mut report.classes {
-            if class.class == name && class.state == "unchanged" {
-                class.state = "mended";
+    let broken = missing(session, catalog).await?;
+    let broken: Vec<&Tracked> = broken
+        .iter()
+        .filter_map(|id| catalog.tracked.get(id))
+        .map(AsRef::as_ref)
+        .filter(|tracked| here(tracked))
+        .collect();
+    match session.dialect() {
+        Dialect::Postgres => postgres::triggers::install(session, &broken, catalog).await?,
+        Dialect::Sqlite => {
+            for tracked in &broken {
+                let name = &tracked.class.name;
+                sqlite::triggers::install(session, tracked, catalog)
+                    .await
+                    .context(|| format!("`{name}` cannot be captured"))?;
             }
         }
     }
-    Ok(())
-}
-
-async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
-    let create = sqlite::triggers::create(tracked, catalog)?;
-    for statement in sqlite::triggers::drop(tracked).into_iter().chain(create) {
-        session.batch(&statement).await?;
+    for class in &mut report.classes {
+        let mended = broken.iter().any(|tracked| *tracked.class.name == *class.class);
+        if mended && class.state == "unchanged" {
+            class.state = "mended";
+        }
     }
     Ok(())
 }
@@ -262,6 +262,7 @@ fn differs(table: &Table, class: &Class) -> bool {
         || (!table.primary_key.is_empty() && !primary.eq(local))
         || table.partitions != class.partitions
         || table.clashes != class.clashes
+        || table.plain != class.plain
         || table.host_triggers != class.host_triggers
 }
 

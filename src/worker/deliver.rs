@@ -25,10 +25,15 @@ use crate::store::apply::{Applied, Applier, Incoming};
 use crate::store::books::Neighbour;
 use crate::store::rows::Found;
 use crate::store::session::{Dialect, Session};
-use crate::store::{held, imports, links, outbox, recover, seal, settle, time};
+use crate::store::{apply, held, imports, links, outbox, recover, revived, seal, settle, time};
 
 /// Tries at a batch that meets others' locks, before the link is left alone for a while.
 pub(super) const BUSY_TRIES_MAX: u32 = 50;
+
+/// How long the applier waits for a row that somebody else has, and after which wait it looks for a
+/// deadlock (superusers only may say).
+const ROW_WAIT: &str = "150ms";
+const LOOK_AFTER: &str = "20ms";
 
 /// Held records tried again at a time.
 const HELD_MAX: usize = 200;
@@ -80,7 +85,7 @@ pub(super) async fn deliver(
             Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
                 // The applier gives way; the host never does.
                 tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
+                time::pause(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
             }
             Err(error) => return Err(error),
         }
@@ -174,6 +179,20 @@ pub(super) async fn count<'h>(
     Ok((inbound, seen))
 }
 
+/// From here on this transaction holds locks that the host's programs may want, so it does not wait
+/// long for theirs: in a circle it is the one that gives way. A server looks for circles when
+/// somebody has waited for `deadlock_timeout`, and ends whoever looked; so a wait of ours has to end
+/// before that of a host's program that began earlier. Where this role may, it looks at once itself.
+async fn give_way(session: &mut Session) -> Result<()> {
+    if session.dialect() == Dialect::Postgres {
+        let sql = "SELECT set_config('lock_timeout', $1, true), \
+                   CASE WHEN current_setting('is_superuser') = 'on' \
+                   THEN set_config('deadlock_timeout', $2, true) END";
+        session.query(sql, vec![ROW_WAIT.into(), LOOK_AFTER.into()]).await?;
+    }
+    Ok(())
+}
+
 /// Locks the rows that records touch, before what is committed is sealed: from the sealing on
 /// nobody changes them, so that no local commit is overwritten unseen. (On SQLite nobody writes
 /// beside us.)
@@ -185,7 +204,12 @@ pub(super) async fn lock_rows<'a>(
     if session.dialect() == Dialect::Sqlite {
         return Ok(());
     }
+    give_way(session).await?;
     let mut by_class: BTreeMap<Arc<str>, BTreeSet<Arc<str>>> = BTreeMap::new();
+    // Rows that stand for the sake of others may go with what comes in.
+    for row in revived::list(session).await? {
+        by_class.entry(row.class).or_default().insert(row.key);
+    }
     for item in records.into_iter().flat_map(|record| &record.body.items) {
         let keys = by_class.entry(Arc::clone(&item.row.class)).or_default();
         keys.insert(Arc::clone(&item.row.key));
@@ -357,6 +381,43 @@ fn verify(context: &Context, group: &Group) -> Result<Verified> {
     Ok(Verified { tree, parts })
 }
 
+/// What local edits make possible, where anything waits for them at all.
+pub(super) async fn follow_local(engine: &Engine) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let sql = "SELECT EXISTS (SELECT 1 FROM @sync_held) OR EXISTS (SELECT 1 FROM @sync_revived)";
+    let waits = session.query_one(sql, vec![]).await?.flag(0)?;
+    session.rollback().await?;
+    if waits { follow(engine).await } else { Ok(()) }
+}
+
+/// Rows that stood for the sake of others go, and held records that are due are tried.
+pub(super) async fn follow(engine: &Engine) -> Result<()> {
+    sweep(engine).await?;
+    retry_held(engine).await
+}
+
+/// Lets dead rows go that nothing refers to any more, and makes records due that were held because
+/// their classes merged otherwise here, where they do no more.
+async fn sweep(engine: &Engine) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let some = !revived::list(&mut session).await?.is_empty();
+    let differed = held::differed(&mut session).await?;
+    session.rollback().await?;
+    if !some && !differed {
+        return Ok(());
+    }
+    let mut session = engine.store.begin().await?;
+    seal::lock(&mut session).await?;
+    let mut context = engine.context(&mut session).await?;
+    lock_rows(&mut session, &context.catalog, &[]).await?;
+    relay::seal_all_in(engine, &mut session, &mut context).await?;
+    let Context { actors, catalog, merge, .. } = &mut context;
+    let gone = apply::sweep(&mut session, actors, catalog, merge).await?;
+    held::stir(&mut session, catalog, &gone).await?;
+    held::agreed(&mut session, merge).await?;
+    session.commit().await
+}
+
 /// Tries held records again that are due, by the clock or by a cause; and again, as long as one that
 /// goes in lets others in. Then tells their senders.
 pub(super) async fn retry_held(engine: &Engine) -> Result<()> {
@@ -373,7 +434,7 @@ pub(super) async fn try_all_held(engine: &Engine) -> Result<()> {
             Ok(_) => tries = 0,
             Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
                 tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
+                time::pause(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
             }
             Err(error) => return Err(error),
         }

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::activity::Activity;
+use crate::alarm::Alarms;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::Result;
@@ -39,6 +40,8 @@ pub struct Engine {
     pub outbox: Notify,
     /// Who is busy, and since when nothing moved.
     pub activity: Activity,
+    /// What a person should know.
+    pub alarms: Alarms,
     /// This process, in the hellos it says.
     pub session: Uuid,
     transports: Mutex<HashMap<String, Arc<dyn Transport>>>,
@@ -103,7 +106,8 @@ impl Engine {
             wake,
             outbox: Notify::new(),
             activity: Activity::default(),
-            session: Uuid::new_v4(),
+            alarms: Alarms::default(),
+            session: crate::id::random(),
             transports: Mutex::default(),
             catalog: Mutex::default(),
             shapes: Mutex::default(),
@@ -236,6 +240,12 @@ impl Engine {
         let transport = transport::connect(address, &self.config.transport_settings(address))?;
         transports.insert(address.to_owned(), Arc::clone(&transport));
         Ok(transport)
+    }
+
+    /// Puts a transport in the place of the one that an address names.
+    #[cfg(test)]
+    pub(crate) fn plug(&self, address: &str, transport: Arc<dyn Transport>) {
+        lock(&self.transports).insert(address.to_owned(), transport);
     }
 
     /// The transport of a link: the parent's broker for the parent, our own for a child.

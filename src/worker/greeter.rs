@@ -112,7 +112,7 @@ impl Greeter {
 }
 
 /// Says hello to a neighbour.
-async fn say(engine: &Engine, neighbour: &Neighbour, skipped: Vec<Range>) -> Result<()> {
+pub(super) async fn say(engine: &Engine, neighbour: &Neighbour, skipped: Vec<Range>) -> Result<()> {
     // The clock first: what a hello says is at least as new as its time.
     let clock = time::now();
     let mut session = engine.store.read().await?;

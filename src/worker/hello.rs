@@ -6,6 +6,7 @@
 use serde_bytes::ByteBuf;
 
 use super::engine::{Context, Engine};
+use crate::alarm::{Alarm, Condition};
 use crate::error::{Error, Result};
 use crate::id::Actor;
 use crate::link::{Heard, Seen, Verdict};
@@ -81,11 +82,16 @@ pub(super) async fn heard(
     }
     let now = time::now();
     let skew = i64::try_from(hello.clock).unwrap_or(i64::MAX).saturating_sub(now);
+    let about = neighbour.server.to_string();
     if skew > millis(engine.config.clock_skew_alarm) {
-        tracing::warn!(
-            link.peer = %neighbour.nickname, skew_ms = skew,
-            "the clock of a neighbour is ahead of ours, or its hello is young and ours is slow"
+        let text = format!(
+            "the clock of `{}` is {} s ahead of ours, or ours is slow: mend the wrong one",
+            neighbour.nickname,
+            skew / 1_000
         );
+        engine.alarms.raise(Alarm::new(Condition::Clock, about, text));
+    } else {
+        engine.alarms.clear(Condition::Clock, &about);
     }
     let new = learn(session, context, &hello.origins).await?;
     if neighbour.role == Role::Parent {

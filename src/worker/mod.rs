@@ -17,6 +17,8 @@ mod links;
 mod reply;
 mod restore;
 mod rows;
+#[cfg(test)]
+pub(crate) mod steps;
 pub(crate) mod tasks;
 mod unreadable;
 

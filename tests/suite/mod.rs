@@ -8,5 +8,6 @@ mod faults;
 mod interceptor;
 mod link;
 mod openmrs;
+mod shops;
 mod transport;
 mod tree;

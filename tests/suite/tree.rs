@@ -6,6 +6,7 @@ mod capture;
 pub(crate) mod clinic;
 mod contention;
 mod errors;
+mod merge;
 mod publisher;
 
 use std::collections::BTreeSet;

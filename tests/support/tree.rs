@@ -87,6 +87,15 @@ impl Tree {
         }
     }
 
+    /// Gives one of the servers settings of its own.
+    pub(crate) fn configure(&self, server: &TestServer, settings: &str) {
+        let broker = match self.mix.broker {
+            Broker::Amqp => services::amqp_url().to_owned(),
+            Broker::Spool => format!("spool:{}", self.spool.path().display()),
+        };
+        server.configure(&broker, settings);
+    }
+
     /// Initialises all three, and tracks their tables.
     #[track_caller]
     pub(crate) fn prepare(&mut self, track: &[&str]) {

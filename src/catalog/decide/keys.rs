@@ -218,7 +218,8 @@ impl Decider<'_> {
         self.warn(
             class,
             "it gets a uuid column: rows that stand on several servers already get another uuid on \
-             each, so add it on one server before the others copy its data",
+             each, so add it on one server before the others copy its data; an INSERT of the host \
+             that names no columns fails from now on",
         );
     }
 

@@ -45,6 +45,7 @@ fn foreign(columns: &[&str], target: &str) -> ForeignKey {
         target: target.into(),
         target_columns: others.split('+').map(str::to_owned).collect(),
         deferrable: false,
+        acts: false,
     }
 }
 

@@ -1,4 +1,4 @@
-//! The conflict ledger: both sides of every concurrent edit, for review.
+//! Conflicts that joining found, and the values that they are about.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,10 +8,9 @@ use crate::catalog::Catalog;
 use crate::error::Result;
 use crate::merge::{self, Stamp};
 use crate::record::{Item, RowId, Value};
-use crate::store::actors::Actors;
-use crate::store::bulk;
+use crate::store::books::conflicts::{ConflictKind, Entry, Side};
 use crate::store::rows::{self, Found};
-use crate::store::session::{Datum, Session};
+use crate::store::session::Session;
 
 /// A conflict that joining found.
 #[derive(Debug)]
@@ -20,13 +19,20 @@ pub(super) struct Conflict {
     /// The column; `None` where an edit met a delete.
     column: Option<Arc<str>>,
     theirs: (Stamp, Option<Value>),
-    ours: Stamp,
+    /// The value is what was not in the table yet; `None`: what the table has.
+    ours: (Stamp, Option<Value>),
     theirs_won: bool,
     original: uuid::Uuid,
 }
 
 impl Conflict {
-    pub(super) fn new(item: &Item, conflict: merge::Conflict, incoming: &Incoming) -> Self {
+    /// `waiting` is what has won the column before and is not in the table yet.
+    pub(super) fn new(
+        item: &Item,
+        conflict: merge::Conflict,
+        incoming: &Incoming,
+        waiting: Option<Value>,
+    ) -> Self {
         let value = conflict.column.as_ref().and_then(|column| {
             item.values.iter().find(|(name, _)| name == column).map(|(_, value)| value.clone())
         });
@@ -34,38 +40,63 @@ impl Conflict {
             row: item.row.clone(),
             column: conflict.column,
             theirs: (conflict.theirs, value),
-            ours: conflict.ours,
+            ours: (conflict.ours, waiting),
             theirs_won: conflict.theirs_won,
             original: incoming.body.original_uuid,
         }
     }
 
-    /// Whether both sides wrote the same: nothing was lost.
-    fn of_equals(&self, before: &Before) -> bool {
-        let ours = self.column.as_ref().and_then(|column| {
+    /// A line of the ledger; `None` where both sides wrote the same, and nothing was lost.
+    fn entry(self, before: &Before, kind: Option<ConflictKind>) -> Option<Entry> {
+        let in_table = |column: &Arc<str>| {
             let values = before.get(&self.row)?;
-            values.iter().find(|(name, _)| name == column).map(|(_, value)| value)
-        });
-        ours.is_some() && ours == self.theirs.1.as_ref()
+            values.iter().find(|(name, _)| name == column).map(|(_, value)| value.clone())
+        };
+        let ours = self.ours.1.or_else(|| self.column.as_ref().and_then(in_table));
+        if self.column.is_some() && ours.is_some() && ours == self.theirs.1 {
+            return None;
+        }
+        let met =
+            if self.column.is_some() { ConflictKind::Column } else { ConflictKind::EditAndDelete };
+        let ours = Side { stamp: Some(self.ours.0), value: ours };
+        let theirs = Side { stamp: Some(self.theirs.0), value: self.theirs.1 };
+        let (winner, loser) = if self.theirs_won { (theirs, ours) } else { (ours, theirs) };
+        Some(Entry {
+            row: self.row,
+            column: self.column,
+            kind: kind.unwrap_or(met),
+            winner,
+            loser,
+            note: None,
+            original: Some(self.original),
+        })
     }
 }
 
 /// Values of rows before they are written over.
-pub(super) type Before = HashMap<RowId, Vec<(Arc<str>, Value)>>;
+type Before = HashMap<RowId, Vec<(Arc<str>, Value)>>;
 
-/// Reads the rows that conflicts are about, before anything is written.
-pub(super) async fn before(
+/// The lines that conflicts make. Reads what the tables hold, so it comes before anything is written.
+pub(super) async fn entries(
+    session: &mut Session,
+    catalog: &Catalog,
+    conflicts: Vec<Conflict>,
+    kind: Option<ConflictKind>,
+) -> Result<Vec<Entry>> {
+    let before = before(session, catalog, &conflicts).await?;
+    Ok(conflicts.into_iter().filter_map(|conflict| conflict.entry(&before, kind)).collect())
+}
+
+async fn before(
     session: &mut Session,
     catalog: &Catalog,
     conflicts: &[Conflict],
 ) -> Result<Before> {
     let mut before = Before::new();
     let mut by_class: HashMap<Arc<str>, Vec<Arc<str>>> = HashMap::new();
-    for conflict in conflicts {
-        by_class
-            .entry(Arc::clone(&conflict.row.class))
-            .or_default()
-            .push(Arc::clone(&conflict.row.key));
+    for conflict in conflicts.iter().filter(|conflict| conflict.ours.1.is_none()) {
+        let keys = by_class.entry(Arc::clone(&conflict.row.class)).or_default();
+        keys.push(Arc::clone(&conflict.row.key));
     }
     for (class, keys) in by_class {
         let tracked = rows::tracked_class(catalog, &class)?;
@@ -81,83 +112,4 @@ pub(super) async fn before(
         before.extend(rows::read(session, catalog, tracked, &locals).await?);
     }
     Ok(before)
-}
-
-/// Writes the ledger.
-pub(super) async fn write(
-    session: &mut Session,
-    actors: &Actors,
-    conflicts: Vec<Conflict>,
-    before: &Before,
-    now: i64,
-) -> Result<()> {
-    let name = |stamp: &Stamp| {
-        let known = actors.known(stamp.actor).and_then(|known| known.nickname.clone());
-        known.unwrap_or_else(|| stamp.actor.server.to_string())
-    };
-    let time = |stamp: &Stamp| Datum::time(i64::try_from(stamp.time.millis()).unwrap_or(i64::MAX));
-    let rows = conflicts
-        .into_iter()
-        .filter(|conflict| !conflict.of_equals(before))
-        .map(|conflict| {
-            let ours = conflict.column.as_ref().and_then(|column| {
-                let values = before.get(&conflict.row)?;
-                values.iter().find(|(name, _)| name == column).map(|(_, value)| text(value))
-            });
-            let theirs = conflict.theirs.1.as_ref().map(text);
-            let ours = (ours.flatten(), conflict.ours);
-            let theirs = (theirs.flatten(), conflict.theirs.0);
-            let (winner, loser) = if conflict.theirs_won { (theirs, ours) } else { (ours, theirs) };
-            let kind = if conflict.column.is_some() { "COLUMN" } else { "EDIT_AND_DELETE" };
-            vec![
-                Datum::from(&*conflict.row.class),
-                Datum::from(&*conflict.row.key),
-                Datum::from(conflict.column.map(|column| column.to_string())),
-                Datum::from(kind),
-                Datum::from(winner.0),
-                Datum::from(name(&winner.1)),
-                time(&winner.1),
-                Datum::from(loser.0),
-                Datum::from(name(&loser.1)),
-                time(&loser.1),
-                Datum::from(conflict.original),
-                Datum::time(now),
-            ]
-        })
-        .collect();
-    bulk::insert(
-        session,
-        "@sync_conflict",
-        &[
-            ("class", "text"),
-            ("key", "text"),
-            ("column_name", "text"),
-            ("kind", "text"),
-            ("winner_value", "text"),
-            ("winner_server", "text"),
-            ("winner_time", "timestamptz"),
-            ("loser_value", "text"),
-            ("loser_server", "text"),
-            ("loser_time", "timestamptz"),
-            ("original_uuid", "uuid"),
-            ("detected_at", "timestamptz"),
-        ],
-        rows,
-        "",
-    )
-    .await?;
-    Ok(())
-}
-
-/// A value as a person reads it; `None` for NULL.
-fn text(value: &Value) -> Option<String> {
-    Some(match value {
-        Value::Null => return None,
-        Value::Bool(value) => value.to_string(),
-        Value::Int(value) => value.to_string(),
-        Value::Float(value) => value.to_string(),
-        Value::Text(text) => text.clone(),
-        Value::Bytes(bytes) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-        Value::Ref(row) => format!("{}:{}", row.class, row.key),
-    })
 }

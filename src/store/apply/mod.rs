@@ -6,10 +6,23 @@
 //! back to a savepoint and halved until only the guilty are left; those are held, and everything
 //! else goes in.
 
+mod effects;
+mod hold;
+mod join;
+mod leave;
 mod ledger;
+mod resolve;
+mod run;
+mod sweep;
+mod unique;
 mod view;
 mod whole;
 mod write;
+
+pub use resolve::{Keep, resolve};
+pub use sweep::sweep;
+
+pub(super) use hold::Hold;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,17 +31,14 @@ use bytes::Bytes;
 
 use super::actors::Actors;
 use super::books::Neighbour;
-use super::held::{self, Due, HoldKind, Patience};
+use super::held::{self, Due, Patience};
 use super::imports;
 use super::outbox::{self, NewRecord, Places};
-use super::rows::{self, Found};
 use super::session::Session;
-use super::states::States;
 use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
-use crate::failpoint::crash_point;
 use crate::id::RecordId;
-use crate::merge::{self, Stamp, TreeMerge};
+use crate::merge::{Stamp, TreeMerge};
 use crate::record::{Body, RowId, payload::Sealed};
 use crate::rules::Rules;
 use crate::state::State;
@@ -75,25 +85,6 @@ pub struct Outcome {
     pub message: Option<String>,
 }
 
-/// Why a part of a batch does not go in.
-#[derive(Debug)]
-pub(super) enum Refusal {
-    /// The database refused some statement.
-    Whole(Error),
-    /// These rows are refused.
-    Rows(Vec<(RowId, Error)>),
-    /// These rows refer to rows that are not there: (row, missing).
-    Missing(Vec<(RowId, RowId)>),
-    /// These records build on what is not here: (index, the row concerned).
-    Gap(Vec<(usize, RowId)>),
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self::Whole(error)
-    }
-}
-
 /// Everything that applying needs beside the transaction and the records.
 pub struct Applier<'a> {
     /// The tracked classes.
@@ -135,6 +126,8 @@ struct Pending<'a> {
     items: Vec<usize>,
     /// Its line in `sync_held` when it is tried again.
     held: Option<i64>,
+    /// An operator lets its concurrent edits in.
+    decided: bool,
 }
 
 impl Applier<'_> {
@@ -175,7 +168,7 @@ impl Applier<'_> {
                 outcomes[at] = Some(self.reject(session, incoming).await?);
                 continue;
             }
-            pending.push(Pending { at, incoming, items, held });
+            pending.push(Pending { at, incoming, items, held, decided: false });
         }
         imports::again(session, &known).await?;
         self.run(session, actors, pending, &mut outcomes, &mut applied).await?;
@@ -198,203 +191,17 @@ impl Applier<'_> {
             incoming: &due.incoming,
             items: self.allowed(&due.incoming),
             held: Some(due.id),
+            decided: due.decided,
         });
         self.run(session, actors, pending.collect(), &mut outcomes, &mut applied).await?;
         applied.outcomes = outcomes.into_iter().flatten().collect();
         Ok(applied)
     }
 
-    /// Tries slices of the batch, the whole first.
-    async fn run(
-        &self,
-        session: &mut Session,
-        actors: &mut Actors,
-        pending: Vec<Pending<'_>>,
-        outcomes: &mut [Option<Outcome>],
-        applied: &mut Applied,
-    ) -> Result<()> {
-        let mut slices = vec![pending];
-        while let Some(mut slice) = slices.pop() {
-            slice = self.screen(session, actors, slice, outcomes, applied).await?;
-            if slice.is_empty() {
-                continue;
-            }
-            session.batch("SAVEPOINT branchline_slice").await?;
-            match self.slice(session, actors, &slice).await {
-                Ok(rows) => {
-                    session.batch("RELEASE SAVEPOINT branchline_slice").await?;
-                    applied.committed += slice.len();
-                    applied.rows.extend(rows);
-                    for record in slice {
-                        let uuid = record.incoming.uuid;
-                        let state = State::Committed;
-                        outcomes[record.at] = Some(Outcome { uuid, state, message: None });
-                    }
-                }
-                Err(refusal) => {
-                    let refusal = match refusal {
-                        Refusal::Whole(error) if !refuses(&error) => return Err(error),
-                        other => other,
-                    };
-                    session
-                        .batch(
-                            "ROLLBACK TO SAVEPOINT branchline_slice; \
-                             RELEASE SAVEPOINT branchline_slice",
-                        )
-                        .await?;
-                    self.cut(session, actors, slice, refusal, &mut slices, outcomes, applied)
-                        .await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes out what is refused for certain; halves what is not known.
-    #[allow(clippy::too_many_arguments)]
-    async fn cut<'r>(
-        &self,
-        session: &mut Session,
-        actors: &mut Actors,
-        slice: Vec<Pending<'r>>,
-        refusal: Refusal,
-        slices: &mut Vec<Vec<Pending<'r>>>,
-        outcomes: &mut [Option<Outcome>],
-        applied: &mut Applied,
-    ) -> Result<()> {
-        let guilty = guilty(&slice, &refusal);
-        let mut rest = Vec::with_capacity(slice.len());
-        let mut taken = 0;
-        let single = slice.len() == 1;
-        for (n, record) in slice.into_iter().enumerate() {
-            let reason = guilty.iter().find(|(at, _)| *at == n).map(|(_, reason)| reason.clone());
-            let reason = match (reason, single) {
-                (Some(reason), _) => reason,
-                (None, true) => Hold::of(&refusal),
-                (None, false) => {
-                    rest.push(record);
-                    continue;
-                }
-            };
-            taken += 1;
-            applied.held += 1;
-            outcomes[record.at] = Some(self.hold(session, actors, &record, reason).await?);
-        }
-        if taken > 0 {
-            slices.push(rest);
-        } else {
-            let second = rest.split_off(rest.len() / 2);
-            slices.push(second);
-            slices.push(rest);
-        }
-        Ok(())
-    }
-
     /// Items of classes that are received from the source.
     fn allowed(&self, incoming: &Incoming) -> Vec<usize> {
         let items = incoming.body.items.iter().enumerate();
         items.filter(|(_, item)| self.rules.receives(&item.row.class)).map(|(n, _)| n).collect()
-    }
-
-    /// Holds what cannot be applied whatever the tables hold: unknown classes and columns, a clock
-    /// far ahead.
-    async fn screen<'r>(
-        &self,
-        session: &mut Session,
-        actors: &mut Actors,
-        slice: Vec<Pending<'r>>,
-        outcomes: &mut [Option<Outcome>],
-        applied: &mut Applied,
-    ) -> Result<Vec<Pending<'r>>> {
-        let mut fit = Vec::with_capacity(slice.len());
-        for record in slice {
-            match self.misfit(&record) {
-                None => fit.push(record),
-                Some(reason) => {
-                    applied.held += 1;
-                    outcomes[record.at] = Some(self.hold(session, actors, &record, reason).await?);
-                }
-            }
-        }
-        Ok(fit)
-    }
-
-    fn misfit(&self, record: &Pending<'_>) -> Option<Hold> {
-        let body = &record.incoming.body;
-        // Whole states bring the stamps of others along.
-        let stamp = record.incoming.stamp();
-        let newest = body.items.iter().map(|item| merge::newest(item, stamp)).max();
-        let newest = newest.unwrap_or(stamp.time).max(stamp.time).millis();
-        let ahead = i64::try_from(newest).unwrap_or(i64::MAX).saturating_sub(self.now);
-        if ahead > self.skew_hold_ms {
-            return Some(Hold::new(
-                HoldKind::Clock,
-                format!(
-                    "its clock is {} s ahead of ours: mend the clock of server {}",
-                    ahead / 1_000,
-                    body.origin.server
-                ),
-            ));
-        }
-        for item in record.items.iter().filter_map(|n| body.items.get(*n)) {
-            let Some(tracked) = self.catalog.class(&item.row.class) else {
-                return Some(Hold::new(
-                    HoldKind::Class,
-                    format!(
-                        "the class `{}` is not tracked here: run `branchline track`",
-                        item.row.class
-                    ),
-                ));
-            };
-            if let Some(why) = self.merge.difference(&item.row.class) {
-                return Some(Hold::new(
-                    HoldKind::MergeDiffers,
-                    format!(
-                        "`{}` merges otherwise here than the root of the tree says ({why}): make `branchline.toml` and the table agree",
-                        item.row.class
-                    ),
-                ));
-            }
-            let strange =
-                item.values.iter().find(|(name, _)| tracked.class.position(name).is_none());
-            if let Some((name, _)) = strange {
-                return Some(Hold::new(
-                    HoldKind::Column,
-                    format!(
-                        "`{}` has no column `{name}` here: migrate this database, then run `branchline track`",
-                        item.row.class
-                    ),
-                ));
-            }
-        }
-        None
-    }
-
-    /// Joins, writes, and books one slice.
-    async fn slice(
-        &self,
-        session: &mut Session,
-        actors: &mut Actors,
-        slice: &[Pending<'_>],
-    ) -> Result<Vec<RowId>, Refusal> {
-        let mut states = States::default();
-        let mut found = Found::default();
-        let joined = self.join(session, actors, &mut states, slice).await?;
-        let before = ledger::before(session, self.catalog, &joined.conflicts).await?;
-        rows::uncaptured(session, true).await?;
-        let written = self.show(session, actors, &mut states, &mut found, joined.works).await?;
-        rows::uncaptured(session, false).await?;
-        states.save(session, actors).await?;
-        ledger::write(session, actors, joined.conflicts, &before, self.now).await?;
-        // States of rows are no records, unless they were held as such.
-        let booked = slice.iter().filter(|r| r.held.is_some() || !r.incoming.is_state());
-        let imports = booked.map(|record| record.incoming);
-        imports::committed(session, self.source.id, imports, self.now).await?;
-        let held: Vec<i64> = slice.iter().filter_map(|record| record.held).collect();
-        held::done(session, &held).await?;
-        let fresh = slice.iter().filter(|r| r.held.is_none() && !r.incoming.is_state());
-        self.pass_on(session, actors, fresh.map(|r| (r.incoming, r.items.len()))).await?;
-        Ok(written)
     }
 
     /// Writes the copies for the other neighbours.
@@ -442,126 +249,11 @@ impl Applier<'_> {
         outbox::write(session, actors, self.neighbours, copies).await
     }
 
-    /// Sets a record aside, and passes it on all the same.
-    async fn hold(
-        &self,
-        session: &mut Session,
-        actors: &mut Actors,
-        record: &Pending<'_>,
-        reason: Hold,
-    ) -> Result<Outcome> {
-        let incoming = record.incoming;
-        let mut state = State::Failed;
-        if let Some(id) = record.held {
-            let stopped =
-                held::again(session, self.catalog, id, &reason, self.patience, self.now).await?;
-            if stopped {
-                state = State::FailedAndStopped;
-            }
-        } else {
-            tracing::warn!(
-                record.uuid = %incoming.uuid, link.peer = %self.source.nickname,
-                reason = %reason.text, "a record is held"
-            );
-            let (source, patience) = (self.source.id, self.patience);
-            if incoming.is_state() {
-                let kept = incoming.to_be_held()?;
-                held::write(session, self.catalog, source, &kept, &reason, patience, self.now)
-                    .await?;
-            } else {
-                held::write(session, self.catalog, source, incoming, &reason, patience, self.now)
-                    .await?;
-                let item = std::iter::once((incoming, record.items.len()));
-                self.pass_on(session, actors, item).await?;
-            }
-            crash_point!("held.written");
-        }
-        imports::failed(session, self.source.id, incoming, state, &reason.text, self.now).await?;
-        Ok(Outcome { uuid: incoming.uuid, state, message: Some(reason.text) })
-    }
-
     async fn reject(&self, session: &mut Session, incoming: &Incoming) -> Result<Outcome> {
         let message = "nothing of it is received from this server by the rules".to_owned();
         imports::rejected(session, self.source.id, incoming, &message, self.now).await?;
         Ok(Outcome { uuid: incoming.uuid, state: State::Rejected, message: Some(message) })
     }
-}
-
-/// Why a record is held.
-#[derive(Clone, Debug)]
-pub(super) struct Hold {
-    pub(super) kind: HoldKind,
-    pub(super) text: String,
-    /// The rows whose arrival lets it be tried again.
-    pub(super) needs: Vec<RowId>,
-}
-
-impl Hold {
-    fn new(kind: HoldKind, text: String) -> Self {
-        Self { kind, text, needs: Vec::new() }
-    }
-
-    fn of(refusal: &Refusal) -> Self {
-        match refusal {
-            Refusal::Whole(error) => Self::new(HoldKind::Refused, error.chain()),
-            Refusal::Rows(rows) => Self::new(
-                HoldKind::Refused,
-                rows.first().map_or_else(String::new, |(_, error)| error.chain()),
-            ),
-            Refusal::Missing(rows) => missing(rows.iter().map(|(_, target)| target)),
-            Refusal::Gap(list) => gap(list.iter().map(|(_, row)| row)),
-        }
-    }
-}
-
-fn missing<'a>(rows: impl Iterator<Item = &'a RowId> + Clone) -> Hold {
-    let first = rows.clone().next().map(|row| row.class.to_string()).unwrap_or_default();
-    Hold {
-        kind: HoldKind::Missing,
-        text: format!("it refers to a row of `{first}` that is not here yet"),
-        needs: rows.cloned().collect(),
-    }
-}
-
-fn gap<'a>(rows: impl Iterator<Item = &'a RowId> + Clone) -> Hold {
-    let first = rows.clone().next().map(|row| row.class.to_string()).unwrap_or_default();
-    Hold {
-        kind: HoldKind::Gap,
-        text: format!("it builds on a change of a row of `{first}` that is not here yet"),
-        needs: rows.cloned().collect(),
-    }
-}
-
-/// The records of a slice that a refusal names, with the reason for each.
-fn guilty(slice: &[Pending<'_>], refusal: &Refusal) -> Vec<(usize, Hold)> {
-    let touching = |row: &RowId| -> Vec<usize> {
-        let touches =
-            |record: &&Pending<'_>| record.incoming.body.items.iter().any(|i| i.row == *row);
-        slice.iter().enumerate().filter(|(_, r)| touches(r)).map(|(n, _)| n).collect()
-    };
-    let mut list: Vec<(usize, Hold)> = Vec::new();
-    match refusal {
-        Refusal::Whole(_) => {}
-        Refusal::Gap(gaps) => {
-            for (at, row) in gaps {
-                list.push((*at, gap(std::iter::once(row))));
-            }
-        }
-        Refusal::Missing(rows) => {
-            for (row, target) in rows {
-                list.extend(
-                    touching(row).into_iter().map(|n| (n, missing(std::iter::once(target)))),
-                );
-            }
-        }
-        Refusal::Rows(rows) => {
-            for (row, error) in rows {
-                let hold = Hold::new(HoldKind::Refused, error.chain());
-                list.extend(touching(row).into_iter().map(|n| (n, hold.clone())));
-            }
-        }
-    }
-    list
 }
 
 /// Those of the known records that are held.

@@ -65,6 +65,7 @@ impl Applier<'_> {
                 incoming,
                 items: self.allowed(incoming),
                 held: None,
+                decided: false,
             })
             .filter(|pending| !pending.items.is_empty());
         self.run(session, actors, pending.collect(), &mut outcomes, &mut applied).await?;

@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use super::Refusal;
-use crate::catalog::{Catalog, Class, Column, Tracked};
+use super::effects::Effects;
+use super::hold::Refusal;
+use crate::catalog::{Catalog, Class, Column, Link, Tracked, join_key, key_part};
 use crate::error::{Error, Result};
 use crate::record::{RowId, Value};
 use crate::store::bulk;
 use crate::store::image;
 use crate::store::keysql;
 use crate::store::postgres;
-use crate::store::rows::{self, Found};
+use crate::store::rows::{self, Edge, Found};
 use crate::store::session::{Datum, Dialect, Session, placeholders, quote};
 
 /// A row to be inserted or updated, with its values as they travel.
@@ -24,11 +25,22 @@ pub(super) struct RowWrite {
 }
 
 /// Why a value cannot be written yet.
-enum Unready {
+pub(super) enum Unready {
     /// It refers to a row that is not there.
     Missing(RowId),
     /// It never can be.
     Refused(Error),
+}
+
+impl RowWrite {
+    /// Whether it writes a column that refers to a row.
+    pub(super) fn refers(&self) -> bool {
+        let refers = |name: &Arc<str>| {
+            let class = &self.tracked.class;
+            class.position(name).is_some_and(|n| class.refers(n))
+        };
+        self.values.keys().any(refers)
+    }
 }
 
 /// Everything that writing needs beside the rows.
@@ -36,9 +48,43 @@ pub(super) struct Writer<'a> {
     pub(super) session: &'a mut Session,
     pub(super) catalog: &'a Catalog,
     pub(super) found: &'a mut Found,
+    /// What host triggers and cascades do is watched, and put back.
+    pub(super) effects: Effects,
+    carefully: bool,
 }
 
-impl Writer<'_> {
+impl<'a> Writer<'a> {
+    pub(super) fn new(
+        session: &'a mut Session,
+        catalog: &'a Catalog,
+        found: &'a mut Found,
+        carefully: bool,
+    ) -> Self {
+        Self { session, catalog, found, effects: Effects::default(), carefully }
+    }
+
+    /// From here on nothing that is written is captured.
+    pub(super) async fn begin(&mut self) -> Result<()> {
+        rows::uncaptured(self.session, true).await?;
+        if self.carefully && self.session.dialect() == Dialect::Postgres {
+            self.session.batch("SET CONSTRAINTS ALL DEFERRED").await?;
+        }
+        Ok(())
+    }
+
+    /// All is written. What host triggers did is put back, and what the database checks at the end
+    /// of a transaction is checked here, where a record can be blamed for it.
+    pub(super) async fn finish(&mut self) -> Result<(), Refusal> {
+        if self.session.dialect() == Dialect::Postgres {
+            // Constraint triggers of the host that waited run here.
+            self.watch_on().await?;
+            self.session.batch("SET CONSTRAINTS ALL IMMEDIATE").await?;
+        }
+        self.put_back().await?;
+        rows::uncaptured(self.session, false).await?;
+        Ok(())
+    }
+
     /// Looks up where rows are; rows that are known already cost nothing.
     pub(super) async fn locate<'r>(
         &mut self,
@@ -69,28 +115,32 @@ impl Writer<'_> {
                 waiting.into_iter().partition(|row| self.missing(row).is_none());
             if !ready.is_empty() {
                 self.insert_ready(ready).await?;
-                let targets: Vec<RowId> = blocked.iter().flat_map(targets).collect();
-                self.locate(targets.iter(), false).await?;
+                let wanted: Vec<RowId> =
+                    blocked.iter().flat_map(|row| targets(self.catalog, row)).collect();
+                self.locate(wanted.iter(), false).await?;
                 waiting = blocked;
                 continue;
             }
-            waiting = self.break_cycles(blocked, &coming, &mut later)?;
+            let nullable = blocked.iter().any(|row| self.may_wait(row));
+            waiting = self.break_cycles(blocked, &coming, &mut later, !nullable).await?;
         }
         Ok(later)
     }
 
     /// Nothing can go in as it is: take the references to rows that are themselves coming out of
     /// columns that may be NULL for a while.
-    fn break_cycles(
-        &self,
+    async fn break_cycles(
+        &mut self,
         blocked: Vec<RowWrite>,
         coming: &HashSet<RowId>,
         later: &mut Vec<RowWrite>,
+        stand_in: bool,
     ) -> Result<Vec<RowWrite>, Refusal> {
         let lost: Vec<(RowId, RowId)> = blocked
             .iter()
             .filter_map(|row| {
-                let missing = targets(row)
+                let missing = targets(self.catalog, row)
+                    .into_iter()
                     .find(|target| !self.found.has(target) && !coming.contains(target))?;
                 Some((row.row.clone(), missing))
             })
@@ -102,15 +152,28 @@ impl Writer<'_> {
         let mut rows = Vec::with_capacity(blocked.len());
         for mut row in blocked {
             let mut postponed = BTreeMap::new();
-            for (name, value) in &mut row.values {
-                let Value::Ref(target) = value else { continue };
-                let may_be_null = row
+            let mut stand_ins: Vec<(Arc<str>, Arc<str>)> = Vec::new();
+            for (name, target) in references(self.catalog, &row) {
+                if self.found.has(&target) {
+                    continue;
+                }
+                let Some(value) = row.values.get_mut(&name) else { continue };
+                let not_null = row
                     .tracked
                     .class
-                    .position(name)
-                    .is_some_and(|n| !row.tracked.class.columns[n].not_null);
-                if may_be_null && !self.found.has(target) {
-                    postponed.insert(Arc::clone(name), std::mem::replace(value, Value::Null));
+                    .position(&name)
+                    .is_none_or(|n| row.tracked.class.columns[n].not_null);
+                if !not_null {
+                    postponed.insert(name, std::mem::replace(value, Value::Null));
+                } else if stand_in && matches!(value, Value::Ref(_)) {
+                    stand_ins.push((name, target.class));
+                }
+            }
+            for (name, class) in stand_ins {
+                // Some row that is there; with deferred constraints any number does.
+                let id = self.some_row(&class).await?;
+                if let Some(value) = row.values.get_mut(&name) {
+                    postponed.insert(name, std::mem::replace(value, id));
                 }
             }
             if !postponed.is_empty() {
@@ -133,9 +196,56 @@ impl Writer<'_> {
         ))))
     }
 
+    /// Whether a reference of a row that is to go in can be NULL for a while.
+    fn may_wait(&self, row: &RowWrite) -> bool {
+        references(self.catalog, row).iter().any(|(name, target)| {
+            let column = row.tracked.class.position(name).map(|n| &row.tracked.class.columns[n]);
+            column.is_some_and(|column| !column.not_null) && !self.found.has(target)
+        })
+    }
+
+    /// The local id of some row of a class.
+    async fn some_row(&mut self, class: &str) -> Result<Value> {
+        let tracked = rows::tracked_class(self.catalog, class)?;
+        let Some(id) = tracked.class.surrogate.map(|n| quote(&tracked.class.columns[n].name))
+        else {
+            return Ok(Value::Int(0));
+        };
+        let sql = format!("SELECT min({id}) FROM {}", keysql::table(&tracked.class));
+        let row = self.session.query_one(&sql, Vec::new()).await?;
+        Ok(Value::Int(row.opt_int(0).ok().flatten().unwrap_or_default()))
+    }
+
+    /// Takes references out of rows that leave in a circle, where they may be NULL.
+    pub(super) async fn loosen(&mut self, edges: &[Edge]) -> Result<(), Refusal> {
+        let mut writes: HashMap<&RowId, RowWrite> = HashMap::new();
+        for edge in edges {
+            let column = &edge.tracked.class.columns[edge.column];
+            if column.not_null {
+                continue;
+            }
+            let write = writes.entry(&edge.referrer).or_insert_with(|| RowWrite {
+                tracked: Arc::clone(&edge.tracked),
+                row: edge.referrer.clone(),
+                values: BTreeMap::new(),
+            });
+            write.values.insert(Arc::clone(&column.name), Value::Null);
+        }
+        self.update(writes.into_values().collect()).await
+    }
+
     /// The first referenced row that is not there.
     fn missing(&self, row: &RowWrite) -> Option<RowId> {
-        targets(row).find(|target| !self.found.has(target))
+        // A row may refer to itself by what is its key everywhere.
+        let known = |target: &RowId| self.found.has(target) || *target == row.row;
+        references(self.catalog, row)
+            .into_iter()
+            .find(|(name, target)| {
+                !known(target)
+                    || (matches!(row.values.get(name), Some(Value::Ref(_)))
+                        && !self.found.has(target))
+            })
+            .map(|(_, target)| target)
     }
 
     async fn insert_ready(&mut self, rows: Vec<RowWrite>) -> Result<(), Refusal> {
@@ -146,6 +256,7 @@ impl Writer<'_> {
             let binds =
                 group.iter().map(|row| self.binds(&columns, row)).collect::<Result<Vec<_>, _>>()?;
             let sql = insert_sql(self.session.dialect(), &tracked.class, &columns);
+            let watched = self.watch(&tracked.class, false).await?;
             run(self.session, &sql, columns.len(), binds).await?;
             for row in &group {
                 self.found.forget(&row.row);
@@ -157,6 +268,9 @@ impl Writer<'_> {
                     "a row of `{}` is not found by its key after it was inserted: a trigger or rule of the host changed it",
                     lost.row.class
                 ))));
+            }
+            if watched {
+                self.note_written(&tracked, &columns, &group)?;
             }
         }
         Ok(())
@@ -171,7 +285,8 @@ impl Writer<'_> {
         }
         for ((_, names), group) in by_columns(rows) {
             let Some(first) = group.first().filter(|_| !names.is_empty()) else { continue };
-            let class = &Arc::clone(&first.tracked).class;
+            let tracked = Arc::clone(&first.tracked);
+            let class = &tracked.class;
             let columns = columns(class, &names)?;
             let mut binds = Vec::with_capacity(group.len());
             for row in &group {
@@ -180,7 +295,11 @@ impl Writer<'_> {
                 binds.push(list);
             }
             let sql = update_sql(self.session.dialect(), class, &columns);
+            let watched = self.watch(class, false).await?;
             run(self.session, &sql, columns.len() + class.local.len(), binds).await?;
+            if watched {
+                self.note_written(&tracked, &columns, &group)?;
+            }
         }
         Ok(())
     }
@@ -188,14 +307,18 @@ impl Writer<'_> {
     /// Deletes rows that are there, all of one class.
     pub(super) async fn delete(
         &mut self,
-        tracked: &Tracked,
+        tracked: &Arc<Tracked>,
         rows: &[RowId],
     ) -> Result<(), Refusal> {
         let class = &tracked.class;
         let binds =
             rows.iter().map(|row| self.local_binds(class, row)).collect::<Result<Vec<_>, _>>()?;
         let sql = delete_sql(self.session.dialect(), class);
+        let watched = self.watch(class, true).await?;
         run(self.session, &sql, class.local.len(), binds).await?;
+        if watched {
+            self.note_gone(tracked, rows);
+        }
         for row in rows {
             self.found.forget(row);
         }
@@ -228,8 +351,25 @@ impl Writer<'_> {
         Ok(binds)
     }
 
+    /// The values that a row gets, as they are stored here, by column.
+    pub(super) fn stored(
+        &self,
+        columns: &[&Column],
+        row: &RowWrite,
+    ) -> Result<BTreeMap<usize, Value>, Refusal> {
+        let mut stored = BTreeMap::new();
+        for column in columns {
+            let Some(n) = row.tracked.class.position(&column.name) else { continue };
+            let value = row.values.get(&column.name).unwrap_or(&Value::Null);
+            if let Ok(value) = self.local(column, value) {
+                stored.insert(n, value);
+            }
+        }
+        Ok(stored)
+    }
+
     /// A value as it is stored here: a reference becomes the local id of its row.
-    fn local(&self, column: &Column, value: &Value) -> Result<Value, Unready> {
+    pub(super) fn local(&self, column: &Column, value: &Value) -> Result<Value, Unready> {
         let Value::Ref(target) = value else { return Ok(value.clone()) };
         let reference = column
             .references
@@ -248,12 +388,45 @@ impl Writer<'_> {
     }
 }
 
+/// The rows that a row refers to, each with the column that does.
+pub(super) fn references(catalog: &Catalog, row: &RowWrite) -> Vec<(Arc<str>, RowId)> {
+    let mut list: Vec<(Arc<str>, RowId)> = row
+        .values
+        .iter()
+        .filter_map(|(name, value)| match value {
+            Value::Ref(target) => Some((Arc::clone(name), target.clone())),
+            _ => None,
+        })
+        .collect();
+    let class = &row.tracked.class;
+    list.extend(class.links.iter().filter_map(|link| linked(catalog, class, link, row)));
+    list
+}
+
+/// The row that a foreign key to a natural key refers to, where it is all written.
+fn linked(
+    catalog: &Catalog,
+    class: &Class,
+    link: &Link,
+    row: &RowWrite,
+) -> Option<(Arc<str>, RowId)> {
+    let target = &catalog.class(&link.target)?.class;
+    let mut parts = Vec::with_capacity(target.key.len());
+    for n in &target.key {
+        let column = &target.columns[*n];
+        let at = link.target_columns.iter().position(|name| *name == column.name)?;
+        let value = row.values.get(&class.columns[*link.columns.get(at)?].name)?;
+        parts.push(key_part(value, column.kind)?);
+    }
+    let mut columns = link.columns.iter().map(|n| &class.columns[*n]);
+    let column = columns.clone().find(|column| !column.not_null).or_else(|| columns.next())?;
+    let id = RowId { class: Arc::clone(&target.name), key: join_key(&parts).into() };
+    Some((Arc::clone(&column.name), id))
+}
+
 /// The rows that a row refers to.
-pub(super) fn targets(row: &RowWrite) -> impl Iterator<Item = RowId> + '_ {
-    row.values.values().filter_map(|value| match value {
-        Value::Ref(target) => Some(target.clone()),
-        _ => None,
-    })
+pub(super) fn targets(catalog: &Catalog, row: &RowWrite) -> Vec<RowId> {
+    references(catalog, row).into_iter().map(|(_, target)| target).collect()
 }
 
 /// Rows of one class that write the same columns, in a fixed order.
@@ -288,30 +461,25 @@ fn columns<'a>(class: &'a Class, names: &[Arc<str>]) -> Result<Vec<&'a Column>, 
 }
 
 /// Runs a statement over many rows: as arrays on PostgreSQL, one by one on SQLite.
-async fn run(
+pub(super) async fn run(
     session: &mut Session,
     sql: &str,
     width: usize,
     binds: Vec<Vec<Datum>>,
-) -> Result<(), Refusal> {
-    match session.dialect() {
-        Dialect::Postgres if width > 0 => {
-            session.execute(sql, bulk::arrays(width, binds)).await?;
-        }
-        _ => {
-            session.execute_each(sql, binds).await?;
-        }
-    }
-    Ok(())
+) -> Result<u64, Refusal> {
+    Ok(match session.dialect() {
+        Dialect::Postgres if width > 0 => session.execute(sql, bulk::arrays(width, binds)).await?,
+        _ => session.execute_each(sql, binds).await?,
+    })
 }
 
 /// `unnest` of text arrays, cast row by row: an array column would be flattened otherwise.
-fn source(width: usize) -> String {
+pub(super) fn source(width: usize) -> String {
     let names = (0..width).map(|n| format!("c{n}")).collect::<Vec<_>>().join(", ");
     format!("{} AS u({names})", bulk::unnest((0..width).map(|_| "text"), 1))
 }
 
-fn cast(n: usize, column: &Column) -> String {
+pub(super) fn cast(n: usize, column: &Column) -> String {
     format!("u.c{n}::{}", postgres::image::cast(&column.sql_type))
 }
 
@@ -339,7 +507,8 @@ fn insert_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
         }
         Dialect::Sqlite => {
             format!(
-                "INSERT INTO {table} ({names}) VALUES ({}{extra})",
+                // Whatever the table says of conflicts: nobody's row gives way in silence.
+                "INSERT OR ABORT INTO {table} ({names}) VALUES ({}{extra})",
                 placeholders(1, columns.len())
             )
         }
@@ -347,7 +516,7 @@ fn insert_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
 }
 
 /// The condition that finds a row by its local key, whose binds come after `before` others.
-fn by_local(dialect: Dialect, class: &Class, before: usize) -> String {
+pub(super) fn by_local(dialect: Dialect, class: &Class, before: usize) -> String {
     let matches = class.local.iter().enumerate().map(|(n, column)| {
         let column = &class.columns[*column];
         match dialect {
@@ -360,7 +529,7 @@ fn by_local(dialect: Dialect, class: &Class, before: usize) -> String {
     matches.collect::<Vec<_>>().join(" AND ")
 }
 
-fn update_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
+pub(super) fn update_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
     let set = columns.iter().enumerate().map(|(n, column)| match dialect {
         Dialect::Postgres => format!("{} = {}", quote(&column.name), cast(n, column)),
         Dialect::Sqlite => format!("{} = ${}", quote(&column.name), n + 1),
@@ -373,11 +542,11 @@ fn update_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
             "UPDATE {table} AS t SET {set} FROM {} WHERE {matches}",
             source(columns.len() + class.local.len())
         ),
-        Dialect::Sqlite => format!("UPDATE {table} AS t SET {set} WHERE {matches}"),
+        Dialect::Sqlite => format!("UPDATE OR ABORT {table} AS t SET {set} WHERE {matches}"),
     }
 }
 
-fn delete_sql(dialect: Dialect, class: &Class) -> String {
+pub(super) fn delete_sql(dialect: Dialect, class: &Class) -> String {
     let matches = by_local(dialect, class, 0);
     let table = keysql::table(class);
     match dialect {

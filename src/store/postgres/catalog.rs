@@ -135,7 +135,8 @@ impl Tables {
     async fn keys(&mut self, session: &mut Session) -> Result<()> {
         let sql = format!(
             "SELECT c.oid::bigint, k.contype::text, k.oid::bigint, a.attname, \
-             coalesce(k.confrelid::bigint, 0), coalesce(f.attname, ''), k.condeferrable::int \
+             coalesce(k.confrelid::bigint, 0), coalesce(f.attname, ''), k.condeferrable::int, \
+             (k.confdeltype IN ('c', 'n', 'd') OR k.confupdtype IN ('c', 'n', 'd'))::int \
              FROM {FROM} JOIN pg_constraint k ON k.conrelid = c.oid AND k.contype IN ('p', 'f') \
                 AND k.conparentid = 0 \
              CROSS JOIN LATERAL unnest(k.conkey, k.confkey) WITH ORDINALITY AS u(own, other, n) \
@@ -155,7 +156,7 @@ impl Tables {
             let target = self.by_oid.get(&row.int(4)?).map(|at| self.list[*at].name.clone());
             let Some(target) = target else { continue };
             let (id, target_column) = (row.int(2)?, row.text(5)?.to_owned());
-            let deferrable = row.flag(6)?;
+            let (deferrable, acts) = (row.flag(6)?, row.opt_int(7)? == Some(1));
             let Some(table) = self.of(&row)? else { continue };
             match table.foreign_keys.last_mut() {
                 Some(key) if last == id => {
@@ -167,6 +168,7 @@ impl Tables {
                     target,
                     target_columns: vec![target_column],
                     deferrable,
+                    acts,
                 }),
             }
             last = id;
@@ -203,7 +205,8 @@ impl Tables {
              JOIN pg_trigger t ON t.tgrelid = c.oid OR c.relkind = 'p' AND t.tgrelid IN \
                 (SELECT relid FROM pg_partition_tree(c.oid)) \
              WHERE {HOST} AND NOT t.tgisinternal AND t.tgenabled <> 'D' \
-             AND t.tgname NOT LIKE 'branchline\\_%' ORDER BY 1, 2"
+             AND t.tgname NOT LIKE 'branchline\\_%' \
+             AND pg_get_triggerdef(t.oid) NOT LIKE '%branchline.applying%' ORDER BY 1, 2"
         );
         for row in session.query(&sql, vec![]).await? {
             let name = row.text(1)?.to_owned();

@@ -8,11 +8,12 @@ mod coalesce;
 mod follow;
 mod keyless;
 mod keys;
+pub mod observed;
 pub mod order;
 mod read;
 mod ways;
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 pub use read::Shapes;
@@ -22,15 +23,18 @@ use self::keys::Locals;
 use self::read::Transaction;
 use self::ways::Ways;
 use super::actors::Actors;
+use super::books::conflicts::{self, ConflictKind, Entry, Side};
 use super::books::{self, Identity, Neighbour};
+use super::held;
 use super::outbox::{self, NewRecord};
 use super::session::{Datum, Dialect, Session};
+use super::sqlite;
 use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
 use crate::id::RecordId;
-use crate::merge::{Clock, Stamp, Time, TreeMerge};
-use crate::record::{Body, Item, Op, limits, payload};
+use crate::merge::{Clock, RowState, Stamp, Time, TreeMerge};
+use crate::record::{Body, Item, Op, Value, limits, payload};
 use crate::rules::Rules;
 
 /// What sealing needs to know. All of it is read in the same transaction or does not change.
@@ -123,6 +127,8 @@ impl Sealer<'_> {
         let mut clock = Clock::after(Time(self.identity.clock));
         let mut states = States::default();
         let mut ready = Vec::new();
+        let mut touched = Vec::new();
+        let mut lost = Vec::new();
         let mut open = VecDeque::from(window.transactions);
         while let Some(transaction) = open.pop_front() {
             let at = transaction.changes.iter().map(|change| change.changed_at).max();
@@ -134,13 +140,18 @@ impl Sealer<'_> {
             if nets.is_empty() {
                 continue;
             }
-            ready.push(self.stamp(session, actors, &mut states, &mut clock, nets, at).await?);
+            touched.extend(nets.iter().map(|net| net.row.clone()));
+            let record =
+                self.stamp(session, actors, &mut states, &mut clock, nets, at, &mut lost).await?;
+            ready.push(record);
         }
         states.save(session, actors).await?;
         self.identity.clock = clock.last().0;
         sealed.records = ready.len();
         self.write(session, actors, ready).await?;
-        self.take(session, window.seqs).await?;
+        conflicts::write(session, actors, lost, super::time::now()).await?;
+        held::stir(session, self.catalog, &touched).await?;
+        take(session, window.seqs).await?;
         Ok(sealed)
     }
 
@@ -154,7 +165,7 @@ impl Sealer<'_> {
     ) -> Result<Ways> {
         keys::fill_missing_uuids(session, &mut transaction).await?;
         let mut ways = Ways::of(transaction);
-        let mut locals = Locals::default();
+        let mut locals = Locals::new(self.merge);
         loop {
             locals.resolve(session, self.catalog, &mut ways).await?;
             if !follow::follow(session, self.catalog, shapes, &mut ways, later).await? {
@@ -164,6 +175,7 @@ impl Sealer<'_> {
     }
 
     /// Gives a transaction its stamp and moves the states of its rows on.
+    #[allow(clippy::too_many_arguments)]
     async fn stamp(
         &mut self,
         session: &mut Session,
@@ -172,6 +184,7 @@ impl Sealer<'_> {
         clock: &mut Clock,
         nets: Vec<Net>,
         committed_at: i64,
+        lost: &mut Vec<Entry>,
     ) -> Result<Ready> {
         let places: Vec<Place> =
             nets.iter().map(|net| (net.tracked.id, Arc::clone(&net.row.key))).collect();
@@ -189,7 +202,9 @@ impl Sealer<'_> {
         let mut classes = BTreeSet::new();
         for (net, place) in nets.into_iter().zip(places) {
             classes.insert(Arc::clone(&net.row.class));
-            items.push(item(net, states.change(place), stamp));
+            let state = states.change(place);
+            lost.extend(unseen(&net, state, stamp));
+            items.push(item(net, state, stamp));
         }
         let number = self.next_number();
         let original = RecordId::fresh();
@@ -272,23 +287,69 @@ impl Sealer<'_> {
         books::identity::save_counters(session, self.identity.clock, self.identity.next_number)
             .await
     }
+}
 
-    /// Removes the changes that are sealed now.
-    async fn take(&self, session: &mut Session, seqs: Vec<i64>) -> Result<()> {
-        let sql = format!("DELETE FROM @sync_change WHERE {}", session.dialect().any("seq", 1));
-        session.execute(&sql, vec![Datum::Ints(seqs)]).await?;
-        Ok(())
+/// Removes changes that are dealt with. On SQLite everything up to the last of them is.
+async fn take(session: &mut Session, seqs: Vec<i64>) -> Result<()> {
+    let Some(last) = seqs.iter().max().copied() else { return Ok(()) };
+    match session.dialect() {
+        Dialect::Postgres => {
+            let sql = "DELETE FROM @sync_change WHERE seq = ANY($1)";
+            session.execute(sql, vec![Datum::Ints(seqs)]).await.map(|_| ())
+        }
+        Dialect::Sqlite => sqlite::changes::take_up_to(session, last).await,
     }
 }
 
+/// Values of other servers that had won and were not in the table yet, and that a local change
+/// writes over without having seen them.
+fn unseen(net: &Net, state: &RowState, stamp: Stamp) -> Vec<Entry> {
+    let Some(waiting) = state.shadow.as_ref().filter(|_| state.alive()) else { return Vec::new() };
+    let entry = |column: Option<Arc<str>>, ours: Option<Value>, theirs: Option<Value>| Entry {
+        row: net.row.clone(),
+        kind: if column.is_some() { ConflictKind::Column } else { ConflictKind::EditAndDelete },
+        winner: Side { stamp: Some(stamp), value: ours },
+        loser: Side {
+            stamp: column
+                .as_ref()
+                .map_or_else(|| state.seen.iter().max(), |name| state.stamp_of(name)),
+            value: theirs,
+        },
+        column,
+        note: Some("the edit that lost had not come into the table yet".to_owned()),
+        original: None,
+    };
+    if net.op == Op::Delete {
+        return vec![entry(None, None, None)];
+    }
+    let written = net.values.iter().filter_map(|(name, value)| {
+        let theirs = waiting.get(name).filter(|theirs| *theirs != value)?;
+        Some(entry(Some(Arc::clone(name)), Some(value.clone()), Some(theirs.clone())))
+    });
+    written.collect()
+}
+
 /// Moves the state of a row on by a local change, and makes the item that says so.
-fn item(net: Net, state: &mut crate::merge::RowState, stamp: Stamp) -> Item {
+fn item(net: Net, state: &mut RowState, stamp: Stamp) -> Item {
     let columns = net.values.iter().map(|(name, _)| Arc::clone(name));
     let (seen, erased) = state.touch_local(net.op, columns, stamp);
-    if net.op == Op::Delete {
-        state.shadow = Some(net.shadow.into_iter().collect());
-    } else {
-        state.shadow = None;
+    let waiting = state.shadow.take();
+    match net.op {
+        Op::Delete => {
+            let mut shadow: BTreeMap<_, _> = net.shadow.into_iter().collect();
+            shadow.extend(waiting.unwrap_or_default());
+            state.shadow = Some(shadow);
+        }
+        // What waits to be written and was written over here is settled; the rest waits on.
+        Op::Update => {
+            let left: BTreeMap<_, _> = waiting
+                .into_iter()
+                .flatten()
+                .filter(|(name, _)| !net.values.iter().any(|(written, _)| written == name))
+                .collect();
+            state.shadow = Some(left).filter(|left| !left.is_empty());
+        }
+        Op::Insert | Op::State => {}
     }
     Item {
         row: net.row,

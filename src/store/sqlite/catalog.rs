@@ -51,7 +51,9 @@ pub async fn read(session: &mut Session) -> Result<Vec<Table>> {
         tables.add_index_term(&row)?;
     }
     let sql = format!(
-        "SELECT s.name, f.id, f.\"table\", f.\"from\", f.\"to\" FROM sqlite_schema s, \
+        "SELECT s.name, f.id, f.\"table\", f.\"from\", f.\"to\", \
+         f.on_delete NOT IN ('NO ACTION', 'RESTRICT') OR f.on_update NOT IN ('NO ACTION', 'RESTRICT') \
+         FROM sqlite_schema s, \
          pragma_foreign_key_list(s.name) f WHERE {HOST} AND {PLAIN} \
          ORDER BY s.name, f.id DESC, f.seq"
     );
@@ -59,7 +61,8 @@ pub async fn read(session: &mut Session) -> Result<Vec<Table>> {
         tables.add_reference(&row)?;
     }
     let sql = "SELECT s.tbl_name, s.name FROM sqlite_schema s WHERE s.type = 'trigger' \
-               AND s.name NOT LIKE 'sync\\_%' ESCAPE '\\' ORDER BY s.name";
+               AND s.name NOT LIKE 'sync\\_%' ESCAPE '\\' AND s.sql NOT LIKE '%sync_applying%' \
+               ORDER BY s.name";
     for row in session.query(sql, vec![]).await? {
         if let Some(draft) = tables.find(row.text(0)?) {
             draft.table.host_triggers.push(row.text(1)?.to_owned());
@@ -109,6 +112,7 @@ struct Reference {
     target: String,
     from: String,
     to: Option<String>,
+    acts: bool,
 }
 
 impl Tables {
@@ -118,10 +122,12 @@ impl Tables {
         let obstacle = (row.text(1)? == "virtual")
             .then(|| "a virtual table has no triggers, so nothing of it is captured".to_owned());
         self.by_name.insert(name.to_ascii_lowercase(), self.drafts.len());
+        let declares = |word: &str| sql.to_ascii_uppercase().contains(word);
+        let plain = !declares("COLLATE");
         self.drafts.push(Draft {
             without_rowid: row.flag(2)?,
-            deferred: sql.to_ascii_uppercase().contains("DEFERRED"),
-            table: Table { name: name.clone(), table: name, obstacle, ..Table::default() },
+            deferred: declares("DEFERRED"),
+            table: Table { name: name.clone(), table: name, obstacle, plain, ..Table::default() },
             ..Draft::default()
         });
         Ok(())
@@ -177,6 +183,7 @@ impl Tables {
             target: row.text(2)?.to_owned(),
             from: row.text(3)?.to_owned(),
             to: row.opt_text(4)?.map(str::to_owned),
+            acts: row.flag(5)?,
         });
         Ok(())
     }
@@ -244,6 +251,7 @@ impl Draft {
                 self.table.foreign_keys.push(ForeignKey {
                     target: target.map_or(reference.target, |target| target.name.clone()),
                     deferrable: self.deferred,
+                    acts: reference.acts,
                     ..ForeignKey::default()
                 });
             }
