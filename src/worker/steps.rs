@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::engine::Engine;
-use super::{deliver, hello, links, reply};
+use super::{deliver, greeter, intake, reply};
 use crate::error::Result;
 use crate::publisher::relay;
 use crate::store::books::Neighbour;
@@ -44,12 +44,12 @@ pub(crate) async fn run(
                 .zip(1..)
                 .map(|(body, tag)| Delivery { body, tag, redelivered: false })
                 .collect();
-            links::take(engine, neighbour, deliveries).await?;
+            intake::take(engine, neighbour, deliveries).await?;
         }
         Step::Settle => reply::settle(engine, neighbour, &bodies).await?,
         Step::Hello => {
             let skipped = engine.errand(neighbour.id).skipped;
-            hello::say(engine, neighbour, skipped).await?;
+            greeter::say(engine, neighbour, skipped).await?;
         }
         Step::AcknowledgeLeft => reply::acknowledge_left(engine, neighbour).await?,
         Step::RetryHeld => deliver::retry_held(engine).await?,

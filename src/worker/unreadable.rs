@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::engine::Engine;
-use super::{links, reply};
+use super::{intake, reply};
 use crate::error::Result;
 use crate::id::RecordId;
 use crate::record::header::{MessageKind, Opened};
@@ -63,7 +63,7 @@ async fn again(
     let taken = if message.acks {
         reply::settle_one(engine, neighbour, body).await
     } else {
-        links::take_one(engine, neighbour, body).await
+        intake::take_one(engine, neighbour, body).await
     };
     match taken {
         Ok(()) => Ok(None),
