@@ -10,11 +10,14 @@ use super::world::World;
 use crate::error::Result;
 use crate::record::payload;
 
+/// A line of the ledger: its column, and both values.
+type Entry = (Option<String>, [Option<String>; 2]);
+
 /// What one server has in the end.
 struct End {
     tables: Tables,
     /// Conflicts by row: the column (`None`: an edit met a delete) and both values.
-    conflicts: BTreeMap<RowKey, Vec<(Option<String>, [Option<String>; 2])>>,
+    conflicts: BTreeMap<RowKey, Vec<Entry>>,
     /// Originals that came in, by state.
     imports: BTreeMap<uuid::Uuid, String>,
     held: Vec<Held>,
