@@ -10,14 +10,14 @@ use super::world::World;
 use crate::error::Result;
 use crate::record::payload;
 
-/// A conflict: its column (`None`: an edit met a delete) and both values.
-type Line = (Option<String>, [Option<String>; 2]);
+/// A line of the ledger: its column, and both values.
+type Entry = (Option<String>, [Option<String>; 2]);
 
 /// What one server has in the end.
 struct End {
     tables: Tables,
-    /// Conflicts by row.
-    conflicts: BTreeMap<RowKey, Vec<Line>>,
+    /// Conflicts by row: the column (`None`: an edit met a delete) and both values.
+    conflicts: BTreeMap<RowKey, Vec<Entry>>,
     /// Originals that came in, by state.
     imports: BTreeMap<uuid::Uuid, String>,
     held: Vec<Held>,

@@ -76,7 +76,8 @@ impl Net {
         }) else {
             return false;
         };
-        !(self.away.contains(&link.1) || (link.0 == from && self.cut.contains(link)))
+        let cut = link.0 == from && self.cut.contains(link);
+        !(cut || self.away.contains(&link.1))
     }
 
     /// Takes messages of a server. They are dealt with now, or when the scheduler says so.
@@ -186,11 +187,6 @@ impl Net {
                 messages.clear();
             }
         }
-    }
-
-    /// How many messages lie anywhere.
-    pub(super) fn messages(&self) -> usize {
-        self.queues.values().map(VecDeque::len).sum()
     }
 }
 

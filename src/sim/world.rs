@@ -26,6 +26,11 @@ const HAND_MAX: usize = 6;
 
 const HOUR: i64 = 3_600_000;
 
+/// Once all is healed, time passes in rounds until nothing moves. What is held for a clock days ahead
+/// waits longest: rounds in which nothing moved before we take it that nothing will.
+const STILL_ROUNDS: usize = 13;
+const ROUNDS_MAX: usize = 90;
+
 /// A tree under simulation.
 pub(super) struct World {
     pub(super) plan: Plan,
@@ -40,6 +45,8 @@ pub(super) struct World {
     pub(super) trace: Trace,
     /// What must not be, found on the way.
     pub(super) complaints: Vec<String>,
+    /// Records sealed and published.
+    moved: usize,
     /// Until when links are cut (by the child) and brokers away (by the parent).
     cut_until: BTreeMap<usize, i64>,
     away_until: BTreeMap<usize, i64>,
@@ -96,6 +103,7 @@ impl World {
             names: Names::default(),
             trace,
             complaints: Vec::new(),
+            moved: 0,
             cut_until: BTreeMap::new(),
             away_until: BTreeMap::new(),
             folder,
@@ -336,6 +344,9 @@ impl World {
                 {
                     list.drain(..count.min(list.len()));
                 }
+                if matches!(task.step, Step::Seal | Step::Publish) {
+                    self.moved += count;
+                }
                 self.trace.note(self.now, || format!("  done {count}"));
             }
             Err(error) => self.failed(n, task.step, &error, struck),
@@ -526,31 +537,42 @@ impl World {
         for node in &mut self.nodes {
             node.skew = node.skew.clamp(-600_000, 600_000);
         }
-        let mut still = 0;
-        for round in 0..60 {
-            self.now += if round < 4 { 700_000 } else { 7 * HOUR };
-            let before = lock(&self.net).messages();
-            let moved = self.round().await?;
+        let (mut still, mut last) = (0, 0);
+        for round in 0..ROUNDS_MAX {
+            self.pass(round < 4, last > 0).await?;
+            let before = self.moved;
+            self.round().await?;
             let open = self.open().await?;
-            if moved == 0 && before == 0 && open == 0 {
-                still += 1;
-                if still == 2 {
-                    return Ok(());
-                }
-            } else {
-                still = 0;
+            still = if self.moved == before && open == last { still + 1 } else { 0 };
+            last = open;
+            if still >= if open == 0 { 2 } else { STILL_ROUNDS } {
+                return Ok(());
+            }
+        }
+        self.complain(format!("after {ROUNDS_MAX} rounds something still moves"));
+        Ok(())
+    }
+
+    /// Time passes; what is held is tried as often as a worker would.
+    async fn pass(&mut self, little: bool, held: bool) -> Result<()> {
+        if little {
+            self.now += 700_000;
+            return Ok(());
+        }
+        for _ in 0..7 {
+            self.now += HOUR + 1;
+            for n in 0..if held { self.nodes.len() } else { 0 } {
+                self.begin(n, Step::RetryHeld, n).await?;
             }
         }
         Ok(())
     }
 
     /// Every task of every server once.
-    async fn round(&mut self) -> Result<usize> {
-        let mut moved = 0;
+    async fn round(&mut self) -> Result<()> {
         for n in 0..self.nodes.len() {
             while !self.nodes[n].tasks.is_empty() {
                 self.resume(n, 0).await?;
-                moved += 1;
             }
         }
         for n in 0..self.nodes.len() {
@@ -570,14 +592,13 @@ impl World {
                 some.map(|(queue, _)| *queue).collect()
             };
             if queues.is_empty() {
-                return Ok(moved);
+                return Ok(());
             }
             for queue in queues {
                 let place = |id| self.who.iter().position(|who| who.id == id);
                 if let (Some(to), Some(from)) = (place(queue.to), place(queue.from)) {
                     let step = if queue.lane == Lane::Acks { Step::Settle } else { Step::Take };
                     self.begin(to, step, from).await?;
-                    moved += usize::from(step == Step::Settle);
                 }
             }
         }

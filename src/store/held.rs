@@ -382,6 +382,11 @@ async fn tried(
     if due > now {
         return Ok(false);
     }
+    // Only time cures a clock that is days ahead: nothing else would wake the record.
+    let patience = match kind {
+        HoldKind::Clock => Patience { retries_max: i64::MAX, ..patience },
+        _ => patience,
+    };
     let next = patience.next(row.int(0)?, now);
     session
         .execute(
