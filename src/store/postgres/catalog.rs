@@ -196,14 +196,16 @@ impl Tables {
         Ok(())
     }
 
-    /// The host's triggers, those on partitions included.
+    /// The host's triggers, those on partitions included. One that is guarded does not run where
+    /// changes are applied.
     async fn triggers(&mut self, session: &mut Session) -> Result<()> {
         let sql = format!(
             "SELECT DISTINCT c.oid::bigint, t.tgname FROM {FROM} \
              JOIN pg_trigger t ON t.tgrelid = c.oid OR c.relkind = 'p' AND t.tgrelid IN \
                 (SELECT relid FROM pg_partition_tree(c.oid)) \
              WHERE {HOST} AND NOT t.tgisinternal AND t.tgenabled <> 'D' \
-             AND t.tgname NOT LIKE 'branchline\\_%' ORDER BY 1, 2"
+             AND t.tgname NOT LIKE 'branchline\\_%' \
+             AND pg_get_triggerdef(t.oid) NOT LIKE '%branchline.applying%' ORDER BY 1, 2"
         );
         for row in session.query(&sql, vec![]).await? {
             let name = row.text(1)?.to_owned();
