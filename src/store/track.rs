@@ -115,6 +115,8 @@ pub async fn track(session: &mut Session, mut request: Request) -> Result<Report
         let state = store(session, class, before.as_deref()).await?;
         report.classes.push(shown(class, state));
     }
+    let dialect = session.dialect();
+    report.warnings.extend(decision.classes.iter().filter_map(|class| guard(dialect, class)));
     let catalog = load(session).await?;
     make_triggers(session, &catalog, &found, &mut report).await?;
     report.warnings.extend(sequences(session, &decision.classes).await?);
@@ -172,6 +174,28 @@ async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32>> {
         Dialect::Postgres => postgres::triggers::missing(session, catalog).await,
         Dialect::Sqlite => sqlite::triggers::missing(session, catalog).await,
     }
+}
+
+/// What a class's host triggers cost, and how to spare it.
+fn guard(dialect: Dialect, class: &Class) -> Option<Remark> {
+    if class.host_triggers.is_empty() {
+        return None;
+    }
+    let guard = match dialect {
+        Dialect::Postgres => {
+            "WHEN (current_setting('branchline.applying', true) IS DISTINCT FROM 'on')"
+        }
+        Dialect::Sqlite => "WHEN NOT EXISTS (SELECT 1 FROM sync_applying)",
+    };
+    let list: Vec<String> = class.host_triggers.iter().map(|name| format!("`{name}`")).collect();
+    Some(Remark {
+        class: class.name.to_string(),
+        text: format!(
+            "{} also run where changes are applied, and what they do there is put back, because it \
+             came along from where they first ran; guard them with {guard} to spare that work",
+            list.join(", ")
+        ),
+    })
 }
 
 /// Sequences that will give numbers which their tables have already.

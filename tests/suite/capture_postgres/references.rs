@@ -1,6 +1,7 @@
 //! What a row refers to, and what the database itself writes.
 
 use branchline::catalog::decide::{NewReference, Request};
+use branchline::store::track::Report;
 
 use super::bench::{Bench, NOTHING, THING};
 
@@ -157,4 +158,64 @@ async fn conditions_choose_the_target_and_never_break_a_write() {
         .run("ALTER TABLE kind RENAME TO sort; UPDATE attribute SET value = '8' WHERE id = 1")
         .await;
     assert_eq!(bench.caught().await, ["-attribute(1,a,1,7)", "+attribute(1,a,1,8)"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_looks_up_the_references_that_it_changed() {
+    let bench = Bench::new(&format!(
+        "{THING} CREATE TABLE other (id serial PRIMARY KEY, uuid text UNIQUE, \
+         one int REFERENCES thing, two int REFERENCES thing, n int);"
+    ))
+    .await;
+    bench
+        .run(
+            "INSERT INTO thing VALUES (1, 'a', 1), (2, 'b', 2); \
+             INSERT INTO other VALUES (1, 'o', 1, 2, 0)",
+        )
+        .await;
+    bench.caught().await;
+    bench
+        .run(
+            "UPDATE other SET n = 1; UPDATE other SET one = 2, two = NULL; \
+             UPDATE other SET one = NULL, two = 1",
+        )
+        .await;
+    let refs: Vec<Option<String>> = bench.rows().await.into_iter().map(|(_, refs)| refs).collect();
+    assert_eq!(refs, [Some("(,)".to_owned()), Some("(b,)".to_owned()), Some("(,a)".to_owned())]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn track_says_how_to_guard_a_host_trigger() {
+    let mut bench = Bench::empty(&format!(
+        "{THING} CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS \
+         'BEGIN NEW.n := 7; RETURN NEW; END'; \
+         CREATE TRIGGER note BEFORE INSERT ON thing FOR EACH ROW EXECUTE FUNCTION noted();"
+    ))
+    .await;
+    let report = bench.track(Request { all: true, ..Request::default() }).await;
+    let said = |report: &Report| {
+        report.warnings.iter().find(|one| one.text.contains("`note`")).map(|one| one.text.clone())
+    };
+    let text = said(&report).unwrap();
+    let (_, rest) = text.split_once("guard them with ").unwrap();
+    let (guard, _) = rest.split_once(" to spare").unwrap();
+    bench
+        .run(&format!(
+            "DROP TRIGGER note ON thing; CREATE TRIGGER note BEFORE INSERT ON thing \
+             FOR EACH ROW {guard} EXECUTE FUNCTION noted()"
+        ))
+        .await;
+    let report = bench.track(Request::default()).await;
+    assert_eq!(said(&report), None);
+    assert_eq!(report.classes[0].host_triggers, Vec::<String>::new());
+    bench
+        .run(
+            "INSERT INTO thing VALUES (1, 'a', 1); BEGIN; \
+             SELECT set_config('branchline.applying', 'on', true); \
+             INSERT INTO thing VALUES (2, 'b', 1); COMMIT",
+        )
+        .await;
+    assert_eq!(bench.caught().await, ["+thing(1,a,7)"]);
+    let applied = bench.host.query_one("SELECT n FROM thing WHERE id = 2", &[]).await.unwrap();
+    assert_eq!(applied.get::<_, i32>(0), 1, "it did not run");
 }

@@ -64,6 +64,46 @@ async fn neither_role_nor_settings_make_a_write_escape_or_fail() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn row_level_security_of_the_writer_hides_nothing_from_capture() {
+    let bench = Bench::new(&format!(
+        "{THING} CREATE TABLE other \
+         (id serial PRIMARY KEY, uuid text UNIQUE, thing_id int REFERENCES thing);"
+    ))
+    .await;
+    let role = "branchline_test_ward";
+    bench
+        .run(&format!(
+            "DO $$ BEGIN CREATE ROLE {role}; EXCEPTION WHEN OTHERS THEN NULL; END $$; \
+             GRANT ALL ON thing, other TO {role}; \
+             ALTER TABLE thing ENABLE ROW LEVEL SECURITY; \
+             CREATE POLICY few ON thing FOR SELECT TO {role} USING (n > 5); \
+             CREATE POLICY anything ON thing FOR INSERT TO {role} WITH CHECK (true); \
+             CREATE POLICY change ON thing FOR UPDATE TO {role} USING (n > 5) WITH CHECK (true); \
+             CREATE POLICY go ON thing FOR DELETE TO {role} USING (true)"
+        ))
+        .await;
+    // Rows that the writer may not read back, and a reference to one.
+    bench
+        .run(&format!(
+            "SET ROLE {role}; INSERT INTO thing VALUES (1, 'a', 1), (2, 'b', 9); \
+             INSERT INTO other VALUES (1, 'o', 1); UPDATE thing SET n = 8; \
+             DELETE FROM other; RESET ROLE"
+        ))
+        .await;
+    assert_eq!(
+        bench.rows().await,
+        [
+            ("+thing(1,a,1)".to_owned(), None),
+            ("+thing(2,b,9)".to_owned(), None),
+            ("+other(1,o,1)".to_owned(), Some("(a)".to_owned())),
+            ("thing(2,b,9)>(2,b,8)".to_owned(), None),
+            ("-other(1,o,1)".to_owned(), None),
+        ]
+    );
+    bench.run(&format!("DROP OWNED BY {role}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_that_nobody_may_see_are_a_reason_to_refuse() {
     let mut bench = Bench::empty(
         "CREATE TABLE open (id serial PRIMARY KEY, uuid text UNIQUE); \

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use branchline::catalog::Column;
+use branchline::catalog::{Class, Column};
 use branchline::record::Value;
 use branchline::store::image::bind_sql;
 use branchline::store::postgres::image;
 use branchline::store::{Datum, Dialect};
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 
 use super::bench::Bench;
 
@@ -72,53 +75,12 @@ async fn every_type_comes_back_byte_for_byte_whatever_the_settings_are() {
              RESET ALL",
         )
         .await;
-    let tracked = Arc::clone(bench.catalog.class("every").unwrap());
-    let class = &tracked.class;
-    let columns: Vec<Option<&Column>> = class.columns.iter().map(Some).collect();
-    let mut session = bench.store.begin().await.unwrap();
-    let images =
-        session.query("SELECT new_image FROM @sync_change ORDER BY seq", vec![]).await.unwrap();
-    assert_eq!(images.len(), 9);
-    let decoded: Vec<Vec<Value>> = images
-        .iter()
-        .map(|image| image::decode(image.text(0).unwrap(), &columns).unwrap())
-        .collect();
-    // Written back from what travels, each row is the same to the byte.
-    session.batch("CREATE TEMP TABLE copy (LIKE every)").await.unwrap();
-    let sent: Vec<&Column> = class.columns.iter().filter(|column| !column.generated).collect();
-    let names: Vec<String> = sent.iter().map(|column| format!("\"{}\"", column.name)).collect();
-    let binds: Vec<String> = sent
-        .iter()
-        .enumerate()
-        .map(|(n, column)| bind_sql(Dialect::Postgres, &format!("${}", n + 1), column))
-        .collect();
-    let sql = format!("INSERT INTO copy ({}) SELECT {}", names.join(", "), binds.join(", "));
-    for values in [&decoded[8], &decoded[5], &decoded[6], &decoded[7]] {
-        let data = class.columns.iter().zip(values).filter(|(column, _)| !column.generated);
-        let data = data.map(|(column, value)| Datum::Text(image::text(value, column))).collect();
-        session.execute(&sql, data).await.unwrap();
-    }
-    session.batch("UPDATE copy SET bb = a * 2").await.unwrap();
-    let differing = session
-        .query(
-            "SELECT old.id, a.field, a.was, b.came \
-             FROM every old JOIN copy new ON old.id = new.id, \
-             LATERAL json_each_text(row_to_json(old)) a(field, was) \
-             JOIN LATERAL json_each_text(row_to_json(new)) b(field, came) USING (field) \
-             WHERE a.was IS DISTINCT FROM b.came",
-            vec![],
-        )
-        .await
-        .unwrap();
-    assert_eq!(differing, []);
-    let same = session
-        .query_one(
-            "SELECT count(*) FROM every old JOIN copy new ON old.id = new.id WHERE old *= new",
-            vec![],
-        )
-        .await
-        .unwrap();
-    assert_eq!(same.int(0).unwrap(), 4);
+    let class = Arc::clone(bench.catalog.class("every").unwrap());
+    let decoded = new_images(&bench, &class.class).await;
+    assert_eq!(decoded.len(), 9);
+    let rows = [&decoded[8], &decoded[5], &decoded[6], &decoded[7]];
+    comes_back_the_same(&bench, &class.class, &rows, "UPDATE copy SET bb = a * 2").await;
+    let class = &class.class;
     let value = |row: usize, name: &str| decoded[row][class.position(name).unwrap()].clone();
     assert_eq!(value(0, "uuid"), Value::Text("abcdef00-0000-0000-0000-000000000001".into()));
     assert_eq!(value(0, "c"), Value::Text("1.00".into()));
@@ -127,4 +89,119 @@ async fn every_type_comes_back_byte_for_byte_whatever_the_settings_are() {
     assert_eq!(value(3, "m"), Value::Text("0044-03-15 00:00:00+00 BC".into()));
     assert_eq!(value(0, "al"), Value::Int(7), "a domain of a domain is what it is made of");
     assert_eq!(value(0, "bc"), Value::Null, "not the default");
+}
+
+/// The values of every new image that was captured.
+async fn new_images(bench: &Bench, class: &Class) -> Vec<Vec<Value>> {
+    let columns: Vec<Option<&Column>> = class.columns.iter().map(Some).collect();
+    let mut session = bench.read().await;
+    let images =
+        session.query("SELECT new_image FROM @sync_change ORDER BY seq", vec![]).await.unwrap();
+    session.rollback().await.unwrap();
+    images.iter().map(|image| image::decode(image.text(0).unwrap(), &columns).unwrap()).collect()
+}
+
+/// Writes rows back from what travels, and compares each with the one in its table, to the byte.
+async fn comes_back_the_same(bench: &Bench, class: &Class, rows: &[&Vec<Value>], generated: &str) {
+    let table = &class.table;
+    let mut session = bench.store.begin().await.unwrap();
+    session.batch(&format!("CREATE TEMP TABLE copy (LIKE {table})")).await.unwrap();
+    let sent: Vec<&Column> = class.columns.iter().filter(|column| !column.generated).collect();
+    let names: Vec<String> = sent.iter().map(|column| format!("\"{}\"", column.name)).collect();
+    let binds: Vec<String> = sent
+        .iter()
+        .enumerate()
+        .map(|(n, column)| bind_sql(Dialect::Postgres, &format!("${}", n + 1), column))
+        .collect();
+    let sql = format!("INSERT INTO copy ({}) SELECT {}", names.join(", "), binds.join(", "));
+    for values in rows {
+        let data = class.columns.iter().zip(*values).filter(|(column, _)| !column.generated);
+        let data = data.map(|(column, value)| Datum::Text(image::text(value, column))).collect();
+        session.execute(&sql, data).await.unwrap();
+    }
+    session.batch(generated).await.unwrap();
+    let sql = format!(
+        "SELECT old.id, a.field, a.was, b.came FROM {table} old JOIN copy new ON old.id = new.id, \
+         LATERAL json_each_text(row_to_json(old)) a(field, was) \
+         JOIN LATERAL json_each_text(row_to_json(new)) b(field, came) USING (field) \
+         WHERE a.was IS DISTINCT FROM b.came"
+    );
+    assert_eq!(session.query(&sql, vec![]).await.unwrap(), []);
+    let sql = format!(
+        "SELECT count(*) FROM {table} old JOIN copy new ON old.id = new.id WHERE old *= new"
+    );
+    let same = session.query_one(&sql, vec![]).await.unwrap();
+    assert_eq!(usize::try_from(same.int(0).unwrap()).unwrap(), rows.len());
+}
+
+/// A value of each type that people keep, as a literal of PostgreSQL.
+fn literals() -> impl Strategy<Value = Vec<String>> {
+    let text = || any::<String>().prop_map(|text| text.replace('\0', ""));
+    let quoted = |text: String| format!("'{}'", text.replace('\'', "''"));
+    let array = |list: Vec<Option<String>>| {
+        let list = list.into_iter().map(|one| {
+            one.map_or("NULL".to_owned(), |one| format!("'{}'", one.replace('\'', "''")))
+        });
+        format!("ARRAY[{}]::text[]", list.collect::<Vec<_>>().join(", "))
+    };
+    let date = (-4_700_i64..200_000, 0_u32..366).prop_map(|(year, day)| {
+        format!("(date '2000-01-01' + make_interval(years => {}, days => {day}))", year - 2_000)
+    });
+    let numbers = (any::<i64>(), any::<f64>(), any::<f32>(), any::<i128>(), 0_u32..30);
+    let texts = (
+        text(),
+        proptest::collection::vec(any::<u8>(), 0..40),
+        proptest::collection::vec(proptest::option::of(text()), 0..4),
+        text(),
+    );
+    let times = (date, any::<i32>(), any::<i32>(), any::<i64>());
+    (numbers, texts, times).prop_map(
+        move |((i, f, g, n, scale), (t, b, list, j), (d, m, days, us))| {
+            let bytes: String = b.iter().map(|byte| format!("{byte:02x}")).collect();
+            vec![
+                i.to_string(),
+                format!("'{f:?}'::float8"),
+                format!("'{g:?}'::float4"),
+                format!("({n}::numeric / 10::numeric ^ {scale})"),
+                quoted(t),
+                format!("'\\x{bytes}'::bytea"),
+                array(list),
+                format!("to_json({}::text)", quoted(j)),
+                format!("{d}::date"),
+                format!("{d}::timestamp + make_interval(secs => {})", us % 86_400),
+                format!("{d}::timestamptz"),
+                format!(
+                    "make_interval(months => {}, days => ({days})::int, secs => {})",
+                    m / 4,
+                    us / 1_000_000_000
+                ),
+            ]
+        },
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_value_comes_back_byte_for_byte() {
+    let bench = Bench::new(
+        "CREATE TABLE anything (id serial PRIMARY KEY, uuid uuid UNIQUE DEFAULT gen_random_uuid(), \
+         a bigint, b float8, c float4, d numeric, e text, f bytea, g text[], h json, i date, \
+         j timestamp, k timestamptz, l interval)",
+    )
+    .await;
+    let mut runner = TestRunner::deterministic();
+    let strategy = literals();
+    let rows: Vec<String> = (0..200)
+        .map(|_| format!("({})", strategy.new_tree(&mut runner).unwrap().current().join(", ")))
+        .collect();
+    let sql = format!(
+        "INSERT INTO anything (a, b, c, d, e, f, g, h, i, j, k, l) VALUES {}",
+        rows.join(", ")
+    );
+    bench.run("SET datestyle = 'SQL, DMY'; SET intervalstyle = 'iso_8601'; SET timezone = 'Asia/Kathmandu'").await;
+    bench.run(&sql).await;
+    let class = Arc::clone(bench.catalog.class("anything").unwrap());
+    let decoded = new_images(&bench, &class.class).await;
+    assert_eq!(decoded.len(), 200);
+    let rows: Vec<&Vec<Value>> = decoded.iter().collect();
+    comes_back_the_same(&bench, &class.class, &rows, "SELECT 1").await;
 }
