@@ -150,6 +150,10 @@ pub async fn hear(
         done(session, neighbour, outbound.heard(epoch)).await?;
     }
     for range in &reaction.again {
+        #[cfg(test)]
+        if crate::sim::sabotage::is_out(crate::sim::sabotage::Sabotage::Resend) {
+            break;
+        }
         again(session, neighbour, *range).await?;
     }
     Ok(reaction)
