@@ -13,6 +13,10 @@ use super::world::{Outcome, run};
 /// Runs whose trees are small, and that come by everything together.
 const ALWAYS: [u64; 12] = [0, 1, 3, 6, 8, 10, 12, 14, 18, 19, 20, 21];
 
+/// So many seeds have to come by everything: the fixed ones, and further ones where another schedule
+/// made those tamer.
+const SEEDS_MAX: usize = 40;
+
 /// How long new seeds are tried besides: not at all, as long as they find what is open.
 const SECONDS: u64 = 0;
 
@@ -83,7 +87,8 @@ fn every_tree_ends_equal_and_nothing_vanishes() {
     let (begun, mut seeds, mut transactions) = (Instant::now(), 0, 0);
     let (mut bad, mut counters) = (Vec::new(), Counters::default());
     for seed in always.into_iter().chain(from.unwrap_or(1_000)..) {
-        if seeds >= count && begun.elapsed() > until {
+        let tame = from.is_none() && !counters.never(WANTED).is_empty() && seeds < SEEDS_MAX;
+        if seeds >= count && begun.elapsed() > until && !tame {
             break;
         }
         let outcome = run(seed, false);
