@@ -99,6 +99,7 @@ pub async fn track(session: &mut Session, mut request: Request) -> Result<Report
     request.tracked = old.tracked.values().map(|one| one.class.clone()).collect();
     let found = tables(session).await?;
     request.skipped = skipped(session, &found).await?;
+    request.fills_uuid = session.dialect() == Dialect::Postgres;
     let decision = decide::decide(&found, &request);
     let decision = prepare::prepare(session, &request, decision).await?;
     let mut report =
