@@ -81,14 +81,20 @@ fn a_held_record_is_told_once_by_command_and_webhook_over_all_tries_and_restarts
                 return alarm;
             }
         };
-        let held = next();
-        assert_eq!(held["alarm"], "held", "{held}");
-        assert_eq!(held["kind"], "REFUSED");
-        assert_eq!(held["from"], "child");
-        assert_eq!(held["server"]["nickname"], "parent");
-        assert!(held["text"].as_str().unwrap().contains("wanted"), "{held}");
-        assert!(!held.to_string().contains("poison"), "no row's values: {held}");
-        assert_eq!(next()["alarm"], "stopped");
+        // What is given up before anybody looks is told as that alone.
+        let mut alarms = vec![next()];
+        if alarms[0]["alarm"] == "held" {
+            alarms.push(next());
+        }
+        for alarm in &alarms {
+            assert_eq!(alarm["kind"], "REFUSED");
+            assert_eq!(alarm["from"], "child");
+            assert_eq!(alarm["server"]["nickname"], "parent");
+            assert!(alarm["text"].as_str().unwrap().contains("wanted"), "{alarm}");
+            assert!(!alarm.to_string().contains("poison"), "no row's values: {alarm}");
+        }
+        let kinds: Vec<_> = alarms.iter().map(|alarm| alarm["alarm"].as_str().unwrap()).collect();
+        assert_eq!(kinds.last(), Some(&"stopped"));
         assert!(told.try_iter().all(|alarm| alarm["alarm"] == "capture"), "once each");
         let text = std::fs::read_to_string(&log).unwrap();
         let heads: Vec<_> = text
@@ -96,7 +102,7 @@ fn a_held_record_is_told_once_by_command_and_webhook_over_all_tries_and_restarts
             .filter(|line| line.contains('|') && !line.starts_with("capture"))
             .collect();
         let rest = "|the ward|$(touch_nothing)";
-        assert_eq!(heads, [format!("held{rest}"), format!("stopped{rest}")]);
+        assert_eq!(heads, kinds.iter().map(|kind| format!("{kind}{rest}")).collect::<Vec<_>>());
 
         refuse_no_more(&tree.parent);
         tree.parent.done(&["held", "retry", "--all"]);
