@@ -152,7 +152,7 @@ impl<'a> Writer<'a> {
         let mut rows = Vec::with_capacity(blocked.len());
         for mut row in blocked {
             let mut postponed = BTreeMap::new();
-            let mut stand_ins: Vec<(Arc<str>, Arc<str>)> = Vec::new();
+            let mut stand_ins: Vec<(Arc<str>, RowId)> = Vec::new();
             for (name, target) in references(self.catalog, &row) {
                 if self.found.has(&target) {
                     continue;
@@ -166,14 +166,25 @@ impl<'a> Writer<'a> {
                 if !not_null {
                     postponed.insert(name, std::mem::replace(value, Value::Null));
                 } else if stand_in && matches!(value, Value::Ref(_)) {
-                    stand_ins.push((name, target.class));
+                    stand_ins.push((name, target));
                 }
             }
-            for (name, class) in stand_ins {
-                // Some row that is there; with deferred constraints any number does.
-                let id = self.some_row(&class).await?;
+            for (name, target) in stand_ins {
+                broken = true;
+                let itself = target == row.row;
+                let id = if itself { None } else { self.some_row(&target.class).await? };
+                let id = match id {
+                    Some(id) => id,
+                    // It stands for itself, or for a row of its class while there is none.
+                    None if target.class == row.row.class => self.own_id(&mut row).await?,
+                    // With deferred constraints any number does.
+                    None => Value::Int(0),
+                };
                 if let Some(value) = row.values.get_mut(&name) {
-                    postponed.insert(name, std::mem::replace(value, id));
+                    let wanted = std::mem::replace(value, id);
+                    if !itself {
+                        postponed.insert(name, wanted);
+                    }
                 }
             }
             if !postponed.is_empty() {
@@ -205,15 +216,42 @@ impl<'a> Writer<'a> {
     }
 
     /// The local id of some row of a class.
-    async fn some_row(&mut self, class: &str) -> Result<Value> {
+    async fn some_row(&mut self, class: &str) -> Result<Option<Value>> {
         let tracked = rows::tracked_class(self.catalog, class)?;
         let Some(id) = tracked.class.surrogate.map(|n| quote(&tracked.class.columns[n].name))
         else {
+            return Ok(None);
+        };
+        let sql =
+            format!("SELECT CAST(min({id}) AS bigint) FROM {}", keysql::table(&tracked.class));
+        let row = self.session.query_one(&sql, Vec::new()).await?;
+        Ok(row.opt_int(0)?.map(Value::Int))
+    }
+
+    /// The local id that a new row is to get, taken from where its column takes it, so that the row
+    /// can refer to itself.
+    async fn own_id(&mut self, row: &mut RowWrite) -> Result<Value> {
+        let class = &row.tracked.class;
+        let Some(column) = class.surrogate.map(|n| &class.columns[n]) else {
             return Ok(Value::Int(0));
         };
-        let sql = format!("SELECT min({id}) FROM {}", keysql::table(&tracked.class));
-        let row = self.session.query_one(&sql, Vec::new()).await?;
-        Ok(Value::Int(row.opt_int(0).ok().flatten().unwrap_or_default()))
+        if let Some(id) = row.values.get(&column.name) {
+            return Ok(id.clone());
+        }
+        let (table, name) = (keysql::table(class), quote(&column.name));
+        let behind = format!("SELECT CAST(coalesce(max({name}), 0) + 1 AS bigint) FROM {table}");
+        let mut id = None;
+        if self.session.dialect() == Dialect::Postgres && class.id_source.is_none() {
+            let sql = "SELECT nextval(pg_get_serial_sequence($1, $2)::regclass)";
+            let binds = vec![table.as_str().into(), (&*column.name).into()];
+            id = self.session.query_one(sql, binds).await?.opt_int(0)?;
+        }
+        let id = match id {
+            Some(id) => id,
+            None => self.session.query_one(&behind, Vec::new()).await?.int(0)?,
+        };
+        row.values.insert(Arc::clone(&column.name), Value::Int(id));
+        Ok(Value::Int(id))
     }
 
     /// Takes references out of rows that leave in a circle, where they may be NULL.
@@ -486,9 +524,13 @@ pub(super) fn cast(n: usize, column: &Column) -> String {
 fn insert_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
     let table = keysql::table(class);
     let mut names: Vec<String> = columns.iter().map(|column| quote(&column.name)).collect();
+    let given = columns
+        .iter()
+        .any(|column| class.surrogate.is_some_and(|n| class.columns[n].name == column.name));
     let id = class
         .id_source
         .as_ref()
+        .filter(|_| !given)
         .and_then(|source| Some((quote(&class.columns[class.surrogate?].name), source)));
     if let Some((name, _)) = &id {
         names.push(name.clone());
@@ -500,7 +542,8 @@ fn insert_sql(dialect: Dialect, class: &Class, columns: &[&Column]) -> String {
         Dialect::Postgres => {
             let values = columns.iter().enumerate().map(|(n, column)| cast(n, column));
             format!(
-                "INSERT INTO {table} ({names}) SELECT {}{extra} FROM {}",
+                "INSERT INTO {table} ({names}) {}SELECT {}{extra} FROM {}",
+                if given { "OVERRIDING SYSTEM VALUE " } else { "" },
                 values.collect::<Vec<_>>().join(", "),
                 source(columns.len())
             )

@@ -96,6 +96,18 @@ fn keys_change_rows_come_again_and_references_go_in_circles(mix: Mix) {
     let rows = assert_equal(&tree, SLOTS);
     assert_eq!((&rows[0][4], &rows[1][4]), (&"s2".into(), &"s1".into()));
 
+    // Rows that refer to themselves, and to each other, in a column that is not null, in a table
+    // that is empty elsewhere.
+    tree.child.sql("INSERT INTO node (id, uuid, owner_id) VALUES (70, 'n1', 70)");
+    tree.child.transaction(&[
+        "INSERT INTO node (id, uuid, owner_id) VALUES (80, 'n2', 80), (81, 'n3', 80)",
+        "UPDATE node SET owner_id = 81 WHERE uuid = 'n2'",
+    ]);
+    settle(&tree);
+    nothing_is_held(&tree);
+    let nodes = "SELECT n.uuid, o.uuid FROM node n JOIN node o ON o.id = n.owner_id ORDER BY 1";
+    assert_eq!(assert_equal(&tree, nodes), [["n1", "n1"], ["n2", "n3"], ["n3", "n2"]]);
+
     // A key changes under the rows that refer to it, and keeps its unique values.
     tree.child.sql("UPDATE slot SET uuid = 's9' WHERE uuid = 's1'");
     settle(&tree);

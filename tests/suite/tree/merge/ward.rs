@@ -25,6 +25,8 @@ pub(super) fn database(nickname: &str, engine: Engine) -> TestDatabase {
                  note text); \
              CREATE TABLE scan (id {id}, uuid varchar(38) NOT NULL UNIQUE, \
                  patient_id integer REFERENCES patient (id), data {bytes}); \
+             CREATE TABLE node (id {id}, uuid varchar(38) NOT NULL UNIQUE, \
+                 owner_id integer NOT NULL REFERENCES node (id)); \
              CREATE TABLE slot (id {id}, uuid varchar(38) NOT NULL UNIQUE, \
                  code varchar(3) NOT NULL UNIQUE CHECK (length(code) = 3), \
                  place integer NOT NULL, ward integer NOT NULL, next_id integer REFERENCES slot (id), \
