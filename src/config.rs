@@ -39,6 +39,11 @@ pub struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub children_broker_url: Option<String>,
 
+    /// The broker of the link to the **parent**, where it is not the token's any more: the parent has
+    /// moved to another one. No default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent_broker_url: Option<String>,
+
     /// How often to look for changes of writers that do not wake the relay. Default 200ms.
     #[serde(with = "humantime_serde")]
     pub poll_every: Duration,
@@ -86,7 +91,7 @@ pub struct Config {
     /// How long the broker may take to confirm a message. Default 10s.
     #[serde(with = "humantime_serde")]
     pub confirm_within: Duration,
-    /// The longest pause between two attempts to reach a broker. Default 30s.
+    /// The longest pause between two attempts to reach a broker. Default 8s.
     #[serde(with = "humantime_serde")]
     pub reconnect_max: Duration,
     /// RabbitMQ: seconds between heartbeats. Default 10.
@@ -125,8 +130,8 @@ pub struct Config {
     /// A stamp this far ahead of our clock is held. Default 1day.
     #[serde(with = "humantime_serde")]
     pub clock_skew_hold: Duration,
-    /// A command run once for each record that becomes held, with the facts as JSON on its standard
-    /// input. No default.
+    /// A command run for each alarm (a record is held, a disk is full …), once each, as its words
+    /// stand and without a shell, with the facts as JSON on its standard input. No default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alarm_command: Option<String>,
     /// An `http://` address that gets the same by POST. No default.
@@ -204,6 +209,7 @@ impl Default for Config {
             database_url: None,
             broker_url: "spool:spool".to_owned(),
             children_broker_url: None,
+            parent_broker_url: None,
             poll_every: Duration::from_millis(200),
             resend_after: seconds(600),
             hello_every: seconds(60),
@@ -223,7 +229,7 @@ impl Default for Config {
             queue_type: QueueType::Quorum,
             queue_bytes_max: 1 << 30,
             confirm_within: seconds(10),
-            reconnect_max: seconds(30),
+            reconnect_max: seconds(8),
             heartbeat_seconds: 10,
             spool_poll_every: Duration::from_millis(50),
             tls_ca_file: None,
@@ -264,6 +270,16 @@ impl Config {
     #[must_use]
     pub fn address_for_children(&self) -> &str {
         self.children_broker_url.as_deref().unwrap_or(&self.broker_url)
+    }
+
+    /// Where the link to a neighbour runs: to the parent by the token's address, unless the
+    /// configuration names another; to a child by our own broker.
+    #[must_use]
+    pub fn broker_of<'a>(&'a self, neighbour: &'a crate::store::books::Neighbour) -> &'a str {
+        if neighbour.is_child() {
+            return &self.broker_url;
+        }
+        self.parent_broker_url.as_deref().unwrap_or(&neighbour.address)
     }
 
     /// The bounds for the database.

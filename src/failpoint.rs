@@ -2,7 +2,8 @@
 //! and with the feature `failpoints`; a release build has none of this.
 //!
 //! `BRANCHLINE_CRASH=publish.numbered:7` has the binary abort when it comes to that point for the
-//! seventh time. [`POINTS`] are all of them, in the order of a change's way.
+//! seventh time. `BRANCHLINE_CLOCK_SKEW_MS=-3000` has its clock be three seconds slow.
+//! [`POINTS`] are all of them, in the order of a change's way.
 
 /// Every point, with what has been done when the process dies there.
 pub const POINTS: [(&str, &str); 22] = [
@@ -42,7 +43,7 @@ pub(crate) use crash_point;
 #[cfg(any(feature = "failpoints", debug_assertions))]
 mod plan {
     use std::sync::OnceLock;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
     struct Plan {
         point: String,
@@ -67,6 +68,22 @@ mod plan {
         Ok(())
     }
 
+    static SKEW_MS: AtomicI64 = AtomicI64::new(0);
+
+    /// Has this process's clock be wrong by so many milliseconds.
+    ///
+    /// # Errors
+    /// [`Config`](crate::Kind::Config) when it is no number.
+    pub fn skew(text: &str) -> crate::Result<()> {
+        let wrong = || crate::Error::config(format!("`{text}` is no number of milliseconds"));
+        SKEW_MS.store(text.parse().map_err(|_| wrong())?, Ordering::Relaxed);
+        Ok(())
+    }
+
+    pub(crate) fn skew_ms() -> i64 {
+        SKEW_MS.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn reach(point: &str) {
         let Some(plan) = PLAN.get() else { return };
         debug_assert!(super::POINTS.iter().any(|(name, _)| *name == point), "{point}");
@@ -76,9 +93,9 @@ mod plan {
     }
 }
 #[cfg(any(feature = "failpoints", debug_assertions))]
-pub use plan::arm;
+pub use plan::{arm, skew};
 #[cfg(any(feature = "failpoints", debug_assertions))]
-pub(crate) use plan::reach;
+pub(crate) use plan::{reach, skew_ms};
 
 #[cfg(test)]
 mod tests {

@@ -22,7 +22,7 @@ impl ServerId {
     /// A new random identity.
     #[must_use]
     pub fn random() -> Self {
-        Self(Uuid::new_v4())
+        Self(random())
     }
 }
 
@@ -30,8 +30,26 @@ impl RecordId {
     /// A new identity, ordered by time so that indexes stay dense.
     #[must_use]
     pub fn fresh() -> Self {
-        Self(Uuid::now_v7())
+        Self(in_order())
     }
+}
+
+/// A random uuid.
+pub(crate) fn random() -> Uuid {
+    #[cfg(test)]
+    if let Some(uuid) = crate::sim::seams::uuid() {
+        return uuid;
+    }
+    Uuid::new_v4()
+}
+
+/// A new uuid, ordered by time.
+pub(crate) fn in_order() -> Uuid {
+    #[cfg(test)]
+    if let Some(uuid) = crate::sim::seams::uuid() {
+        return uuid;
+    }
+    Uuid::now_v7()
 }
 
 macro_rules! as_text {

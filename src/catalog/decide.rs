@@ -33,6 +33,9 @@ pub struct Request {
     pub keys: HashMap<String, Vec<String>>,
     /// Add a uuid column where a class has no key.
     pub add_uuid: bool,
+    /// Whether a uuid column can give rows that come later a uuid by itself: PostgreSQL's default
+    /// does. On SQLite sealing fills it, by the row's primary key.
+    pub fills_uuid: bool,
     /// Integer columns that look like references and are not known as such are plain.
     pub assume_plain: bool,
     /// References that the catalog does not declare.
@@ -291,6 +294,7 @@ impl Decider<'_> {
             clashes: table.clashes.clone(),
             cascades: self.cascades(&name),
             links,
+            plain: table.plain,
         })
     }
 

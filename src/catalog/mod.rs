@@ -40,6 +40,8 @@ pub struct Table {
     pub partitions: Vec<String>,
     /// What can make REPLACE remove another row (SQLite; empty on PostgreSQL).
     pub clashes: Vec<Clash>,
+    /// No column declares a collation (SQLite): `=` and `IS` compare text byte for byte.
+    pub plain: bool,
 }
 
 /// What a unique index of SQLite compares: a row that agrees with the new one in all terms is
@@ -162,6 +164,9 @@ pub struct Class {
     /// Declared foreign keys to what identifies a row everywhere: their columns travel as they are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub links: Vec<Link>,
+    /// As in [`Table::plain`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub plain: bool,
 }
 
 /// A declared foreign key to columns that are no local id.

@@ -12,14 +12,8 @@ use crate::store::books::servers::Neighbour;
 use crate::store::{time as clock, without_password};
 
 pub(crate) async fn invite(context: &Context, arguments: &Invite) -> Result<End> {
-    if arguments.load {
-        return Err(Error::config(
-            "a first load comes with a later release: use --no-load, and give the child a copy of \
-             this database that was taken after the invitation (or begin with empty tables)",
-        ));
-    }
     let server = context.server().await?;
-    let token = server.invite(&arguments.nickname, false, arguments.expires).await?;
+    let token = server.invite(&arguments.nickname, !arguments.no_load, arguments.expires).await?;
     let text = token.encode()?;
     if context.out.json {
         context.out.object(&json!({
@@ -33,7 +27,7 @@ pub(crate) async fn invite(context: &Context, arguments: &Invite) -> Result<End>
     } else {
         line(&text);
     }
-    if !arguments.no_load && !context.out.json {
+    if arguments.no_load && !context.out.json {
         context.out.note(
             "note: the child gets what is committed from now on; if there are rows already, give \
              it a copy of this database taken now",

@@ -76,9 +76,7 @@ pub fn main(
         .collect();
     telemetry::start(&cli, environment.get("BRANCHLINE_LOG").map(String::as_str));
     #[cfg(any(feature = "failpoints", debug_assertions))]
-    if let Some(plan) = environment.get("BRANCHLINE_CRASH")
-        && let Err(error) = crate::failpoint::arm(plan)
-    {
+    if let Err(error) = faults(&environment) {
         report(&error, out);
         return ExitCode::from(status(error.kind()));
     }
@@ -89,6 +87,18 @@ pub fn main(
             report(&error, out);
             ExitCode::from(status(error.kind()))
         }
+    }
+}
+
+/// What a test wants to go wrong in this process.
+#[cfg(any(feature = "failpoints", debug_assertions))]
+fn faults(environment: &BTreeMap<String, String>) -> Result<()> {
+    if let Some(plan) = environment.get("BRANCHLINE_CRASH") {
+        crate::failpoint::arm(plan)?;
+    }
+    match environment.get("BRANCHLINE_CLOCK_SKEW_MS") {
+        Some(skew) => crate::failpoint::skew(skew),
+        None => Ok(()),
     }
 }
 

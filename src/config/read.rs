@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 const OPTIONAL: &[&str] = &[
     "database_url",
     "children_broker_url",
+    "parent_broker_url",
     "tls_ca_file",
     "tls_certificate_file",
     "tls_key_file",
@@ -82,6 +83,7 @@ impl Config {
             self.database_url.as_mut(),
             Some(&mut self.broker_url),
             self.children_broker_url.as_mut(),
+            self.parent_broker_url.as_mut(),
         ];
         for url in urls.into_iter().flatten() {
             *url = absolute(url, &folder);
@@ -131,8 +133,12 @@ impl Config {
                 return Err(Error::config(format!("`{name}` must be at least 1ms")));
             }
         }
-        for url in [Some(self.broker_url.as_str()), self.children_broker_url.as_deref()] {
-            check_broker(url.unwrap_or("spool:."))?;
+        let others = [&self.children_broker_url, &self.parent_broker_url];
+        for url in others.into_iter().flatten().chain([&self.broker_url]) {
+            check_broker(url)?;
+        }
+        if let Some(url) = &self.alarm_webhook {
+            check_scheme(url, &["http://"], "alarm_webhook")?;
         }
         if let Some(url) = &self.database_url {
             check_scheme(url, &["postgres://", "postgresql://", "sqlite:"], "database_url")?;

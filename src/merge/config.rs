@@ -79,6 +79,12 @@ impl ClassMerge {
             || self.groups.iter().filter(in_group).any(|group| group.iter().any(|c| changed(c)))
     }
 
+    /// Whether a column that did not change may have to go along with one that did.
+    #[must_use]
+    pub fn is_grouped(&self) -> bool {
+        self.policy == Policy::Row || !self.groups.is_empty()
+    }
+
     /// The columns that are decided together with `column`, itself included.
     #[must_use]
     pub fn together<'a>(&'a self, column: &str, all: &[&'a str]) -> Vec<&'a str> {

@@ -156,6 +156,7 @@ mod tests {
             id_source: None,
             partitions: Vec::new(),
             clashes: Vec::new(),
+            plain: false,
             cascades: false,
             links: Vec::new(),
         };

@@ -1,5 +1,6 @@
 //! The relay: seals what was committed, and publishes what waits for each neighbour.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::config::Config;
@@ -160,20 +161,15 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
     };
     crash_point!("publish.confirmed");
 
+    let booked = Booked::of(outcomes.into_iter().zip(records));
     let mut session = engine.store.begin().await?;
-    let mut published = 0;
-    let mut refused = None;
-    for (outcome, (number, records)) in outcomes.into_iter().zip(records) {
-        match outcome {
-            Outcome::Confirmed => {
-                published += records.len();
-                settle::sent(&mut session, neighbour, &records, number, time::now()).await?;
-            }
-            Outcome::Refused(reason) => {
-                settle::send_failed(&mut session, neighbour, &records, &reason).await?;
-                refused = Some(reason);
-            }
-        }
+    let published = booked.sent.iter().map(|(_, records)| records.len()).sum();
+    for (number, records) in &booked.sent {
+        settle::sent(&mut session, neighbour, records, *number, time::now()).await?;
+    }
+    let refused = booked.refused;
+    if let Some((reason, records)) = &refused {
+        settle::send_failed(&mut session, neighbour, records, reason).await?;
     }
     settle::release(&mut session, neighbour, engine.session).await?;
     session.commit().await?;
@@ -181,10 +177,50 @@ pub async fn publish(engine: &Engine, neighbour: &Neighbour) -> Result<usize> {
     engine.activity.moved(published);
     match refused {
         None => Ok(published),
-        Some(reason) => Err(Error::unreachable(format!(
+        Some((reason, _)) => Err(Error::unreachable(format!(
             "records for `{}` are not with the broker: {reason}",
             neighbour.nickname
         ))),
+    }
+}
+
+/// What became of the records of a round.
+#[derive(Default)]
+struct Booked {
+    /// Records of which all messages are with the broker, by the number of the last.
+    sent: Vec<(u64, Vec<(RecordId, bool)>)>,
+    /// Records of which some message was refused, and why.
+    refused: Option<(String, Vec<(RecordId, bool)>)>,
+}
+
+impl Booked {
+    fn of(outcomes: impl Iterator<Item = (Outcome, (u64, Vec<(RecordId, bool)>))>) -> Self {
+        let mut booked = Self::default();
+        let mut refused: Vec<(RecordId, bool)> = Vec::new();
+        let mut sent: BTreeMap<RecordId, (u64, bool)> = BTreeMap::new();
+        for (outcome, (number, records)) in outcomes {
+            match outcome {
+                Outcome::Confirmed => {
+                    sent.extend(records.into_iter().map(|(uuid, again)| (uuid, (number, again))));
+                }
+                Outcome::Refused(reason) => {
+                    refused.extend(records);
+                    booked.refused = Some((reason, Vec::new()));
+                }
+            }
+        }
+        for record in &refused {
+            sent.remove(&record.0);
+        }
+        let mut by_number: BTreeMap<u64, Vec<(RecordId, bool)>> = BTreeMap::new();
+        for (uuid, (number, again)) in sent {
+            by_number.entry(number).or_default().push((uuid, again));
+        }
+        booked.sent = by_number.into_iter().collect();
+        if let Some((_, records)) = &mut booked.refused {
+            *records = refused;
+        }
+        booked
     }
 }
 
@@ -255,7 +291,7 @@ pub fn outgoing(
 ) -> Outgoing {
     Outgoing {
         queue: Queue { to: neighbour.server, from: header.sender, lane },
-        message_id: uuid::Uuid::now_v7(),
+        message_id: crate::id::in_order(),
         kind: header.kind.as_str(),
         compressed: sealed.compressed,
         sender: header.sender,

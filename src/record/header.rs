@@ -252,6 +252,12 @@ impl Opened {
         Ok(body)
     }
 
+    /// How many bytes the body has once it is decompressed, as the header says.
+    #[must_use]
+    pub fn decoded_bytes(&self) -> usize {
+        self.decoded_bytes
+    }
+
     /// The message as it came.
     #[must_use]
     pub fn bytes(&self) -> &Bytes {

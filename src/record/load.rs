@@ -120,7 +120,9 @@ impl Load {
 }
 
 impl LoadRow {
-    fn item(&self) -> Item {
+    /// The row as the item of a record.
+    #[must_use]
+    pub fn item(&self) -> Item {
         Item {
             row: RowId { class: Arc::clone(&self.class), key: Arc::clone(&self.key) },
             op: Op::State,

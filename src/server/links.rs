@@ -11,7 +11,7 @@ use crate::publisher::relay;
 use crate::record::header::{self, Header, MessageKind};
 use crate::record::messages::Join;
 use crate::store::books::joining::{self, Joining};
-use crate::store::books::servers::{self, LinkState, Neighbour, Role};
+use crate::store::books::servers::{self, LinkState, Neighbour};
 use crate::store::books::{self, Attempts, invites};
 use crate::store::time;
 use crate::token::Token;
@@ -132,10 +132,7 @@ impl Server {
 
     async fn remove_queues(&self, own: ServerId, server: &Neighbour) -> Result<()> {
         // A child's queues lie with our broker, a parent's with its own.
-        let url = match server.role {
-            Role::Child => self.config.broker_url.as_str(),
-            Role::Parent => server.address.as_str(),
-        };
+        let url = self.config.broker_of(server);
         let transport = transport::connect(url, &self.config.transport_settings(url))?;
         let mut result = Ok(());
         'all: for (to, from) in [(own, server.server), (server.server, own)] {

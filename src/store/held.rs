@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
+use sha2::{Digest as _, Sha256};
 
 use super::apply::{Hold, Incoming};
 use super::bulk;
@@ -104,23 +105,30 @@ impl Patience {
     }
 }
 
-/// What a record is tried against beside its rows: another schema is a cause to try again.
+/// What a record is tried against beside its rows: under another schema, or where the tree merges
+/// anew, it is due.
 async fn schema(session: &mut Session) -> Result<String> {
     let row = session
         .query_one(
             "SELECT count(*), coalesce(max(id), 0), coalesce(sum(shape), 0), \
-             coalesce(sum(length(definition)), 0), max(tracked_at) FROM @sync_tracked",
+             coalesce(sum(length(definition)), 0), max(tracked_at), \
+             (SELECT merge FROM @sync_self WHERE id = 1) FROM @sync_tracked",
             vec![],
         )
         .await?;
-    Ok(format!(
-        "{} {} {} {} {:?}",
-        row.int(0)?,
-        row.int(1)?,
-        row.int(2)?,
-        row.int(3)?,
-        row.opt_time(4)?
-    ))
+    let mut digest = Sha256::new();
+    for n in 0..4 {
+        digest.update(row.int(n)?.to_be_bytes());
+    }
+    digest.update(row.opt_time(4)?.unwrap_or_default().to_be_bytes());
+    digest.update(row.opt_bytes(5)?.unwrap_or_default());
+    Ok(digest.finalize().iter().take(12).map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Makes the lines of a kind due.
+pub async fn stir_kind(session: &mut Session, kind: HoldKind) -> Result<u64> {
+    let sql = "UPDATE @sync_held SET known = NULL WHERE kind = $1";
+    session.execute(sql, vec![kind.as_str().into()]).await
 }
 
 /// Sets a record aside with the rows that it waits for.
@@ -301,9 +309,10 @@ const AT_ONCE: &str = "retry_count = CASE WHEN next_attempt IS NULL THEN 0 ELSE 
 /// Makes held lines due at once: these, or all.
 pub async fn at_once(session: &mut Session, ids: Option<&[i64]>, now: i64) -> Result<u64> {
     let mut binds = vec![Datum::time(now)];
-    let mut sql = format!("UPDATE @sync_held SET {AT_ONCE}");
+    // A row without a key waits for nothing but its key.
+    let mut sql = format!("UPDATE @sync_held SET {AT_ONCE} WHERE kind <> 'NO_KEY'");
     if let Some(ids) = ids {
-        sql.push_str(&format!(" WHERE {}", session.dialect().any("id", 2)));
+        sql.push_str(&format!(" AND {}", session.dialect().any("id", 2)));
         binds.push(Datum::Ints(ids.to_vec()));
     }
     session.execute(&sql, binds).await
@@ -373,11 +382,18 @@ async fn tried(
     if due > now {
         return Ok(false);
     }
+    // Only time cures a clock that is days ahead: nothing else would wake the record.
+    let patience = match kind {
+        HoldKind::Clock => Patience { retries_max: i64::MAX, ..patience },
+        _ => patience,
+    };
     let next = patience.next(row.int(0)?, now);
     session
         .execute(
-            "UPDATE @sync_held SET next_attempt = $2 WHERE id = $1",
-            vec![id.into(), time(next)],
+            // One that is given up is worth another alarm.
+            "UPDATE @sync_held SET next_attempt = $2, \
+             alarmed_at = CASE WHEN $3 THEN NULL ELSE alarmed_at END WHERE id = $1",
+            vec![id.into(), time(next), next.is_none().into()],
         )
         .await?;
     Ok(next.is_none())

@@ -17,6 +17,10 @@ pub async fn known(
     session: &mut Session,
     originals: impl Iterator<Item = RecordId>,
 ) -> Result<Known> {
+    #[cfg(test)]
+    if crate::sim::sabotage::is_out(crate::sim::sabotage::Sabotage::Dedupe) {
+        return Ok(Known::new());
+    }
     let list: Vec<uuid::Uuid> = originals.map(|original| original.0).collect();
     let dialect = session.dialect();
     let mut known = Known::new();
@@ -168,4 +172,17 @@ pub async fn confirmed(session: &mut Session, server: i64, records: Vec<RecordId
     );
     session.execute(&sql, vec![server.into(), list.into()]).await?;
     Ok(())
+}
+
+/// The newest records of a link that are in the tables, by their names on the hop.
+pub async fn newest(session: &mut Session, server: i64, limit: i64) -> Result<Vec<RecordId>> {
+    let rows = session
+        .query(
+            "SELECT uuid FROM @sync_import WHERE server_id = $1 AND state IN ('COMMITTED', \
+             'COMMITTED_AND_CONFIRMATION_SENT', 'ALREADY_COMMITTED') \
+             ORDER BY timestamp DESC LIMIT $2",
+            vec![server.into(), limit.into()],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(RecordId(row.uuid(0)?))).collect()
 }

@@ -411,7 +411,7 @@ pub async fn read(
     let dialect = session.dialect();
     let mut select = vec![match dialect {
         Dialect::Postgres => "t::text".to_owned(),
-        Dialect::Sqlite => sqlite::triggers::image_sql(class, "t"),
+        Dialect::Sqlite => sqlite::literals::image_sql(class, "t"),
     }];
     let present: Vec<Option<&Column>> = class.columns.iter().map(Some).collect();
     for slot in class.slots() {

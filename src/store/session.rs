@@ -126,6 +126,8 @@ impl Session {
 
     /// Runs a statement that yields rows.
     pub async fn query(&mut self, sql: &str, binds: Vec<Datum>) -> Result<Vec<Row>> {
+        #[cfg(test)]
+        crate::sim::seams::statement().await?;
         let sql = Sql::parse(sql, self.dialect());
         match &mut self.inner {
             Inner::Postgres(transaction) => transaction.query(&sql, binds).await,
@@ -145,6 +147,8 @@ impl Session {
 
     /// Runs a statement and counts the rows it changed.
     pub async fn execute(&mut self, sql: &str, binds: Vec<Datum>) -> Result<u64> {
+        #[cfg(test)]
+        crate::sim::seams::statement().await?;
         let sql = Sql::parse(sql, self.dialect());
         match &mut self.inner {
             Inner::Postgres(transaction) => transaction.execute(&sql, binds).await,
@@ -155,6 +159,8 @@ impl Session {
     /// Runs one statement for each list of binds: pipelined on PostgreSQL, in one hop on SQLite.
     /// Stops at the first error. Counts the rows that were changed by all of them.
     pub async fn execute_each(&mut self, sql: &str, binds: Vec<Vec<Datum>>) -> Result<u64> {
+        #[cfg(test)]
+        crate::sim::seams::statement().await?;
         let sql = Sql::parse(sql, self.dialect());
         match &mut self.inner {
             Inner::Postgres(transaction) => transaction.execute_each(&sql, binds).await,
@@ -165,6 +171,8 @@ impl Session {
     /// Like [`execute_each`](Self::execute_each), for statements that yield rows: one list of rows
     /// for each list of binds.
     pub async fn query_each(&mut self, sql: &str, binds: Vec<Vec<Datum>>) -> Result<Vec<Vec<Row>>> {
+        #[cfg(test)]
+        crate::sim::seams::statement().await?;
         let sql = Sql::parse(sql, self.dialect());
         match &mut self.inner {
             Inner::Postgres(transaction) => transaction.query_each(&sql, binds).await,
@@ -174,6 +182,8 @@ impl Session {
 
     /// Runs several statements without binds, for savepoints, settings and DDL.
     pub async fn batch(&mut self, sql: &str) -> Result<()> {
+        #[cfg(test)]
+        crate::sim::seams::statement().await?;
         let text = qualify(sql, self.dialect());
         match &mut self.inner {
             Inner::Postgres(transaction) => transaction.batch(&text).await,
@@ -202,6 +212,8 @@ impl Session {
     /// Commits. An error of kind [`Unreachable`](crate::Kind::Unreachable) leaves open whether it
     /// did: everything done in a transaction is safe to do again.
     pub async fn commit(self) -> Result<()> {
+        #[cfg(test)]
+        crate::sim::seams::statement().await?;
         match self.inner {
             Inner::Postgres(transaction) => transaction.commit().await,
             Inner::Sqlite(transaction) => transaction.commit().await,

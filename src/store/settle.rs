@@ -2,10 +2,11 @@
 //! `sync_server_record` for a child, of `sync_record` for the parent.
 
 use super::books::{Neighbour, Role};
-use super::bulk;
 use super::session::{Datum, Session};
+use super::{bulk, links};
 use crate::error::Result;
 use crate::id::RecordId;
+use crate::link::Mark;
 use crate::state::State;
 
 /// A record that is to be sent now.
@@ -63,7 +64,8 @@ fn link(neighbour: &Neighbour) -> (&'static str, &'static str) {
     }
 }
 
-/// Whether anything may have to be sent to a neighbour. [`pending`] says what.
+/// Whether anything may have to be sent to a neighbour: nothing as long as this server knows that its
+/// database is older than what it has said. [`pending`] says what.
 pub async fn some(
     session: &mut Session,
     neighbour: &Neighbour,
@@ -73,13 +75,15 @@ pub async fn some(
     let (t, link) = link(neighbour);
     let from = source(neighbour);
     let sql = format!(
-        "SELECT EXISTS (SELECT 1 FROM {from} WHERE {link} \
+        "SELECT (EXISTS (SELECT 1 FROM {from} WHERE {link} \
          AND {t}.state IN ('NEW', 'PENDING', 'SEND_FAILED')) \
-         OR EXISTS (SELECT 1 FROM {from} WHERE {link} \
-         AND {t}.state IN ('SENT', 'SENT_AGAIN') AND {t}.sent_at < $2)"
+         OR EXISTS (SELECT 1 FROM {from} WHERE {link} AND {})) \
+         AND NOT EXISTS (SELECT 1 FROM @sync_self WHERE fallen_at IS NOT NULL)",
+        overdue(t)
     );
-    let due = Datum::time(now - pace.resend_after_ms);
-    session.query_one(&sql, vec![neighbour.id.into(), due]).await?.flag(0)
+    let mark = mark(session, neighbour, now).await?;
+    let binds = overdue_binds(neighbour, pace, mark, now);
+    session.query_one(&sql, binds).await?.flag(0)
 }
 
 /// Records for a neighbour in the order in which they were sealed or taken in: what has not been
@@ -102,18 +106,11 @@ pub async fn pending(
         .await?;
     let mut found = Vec::new();
     if sent.int(0)? > 0 {
-        let sql = format!(
-            "SELECT {COLUMNS}, {t}.retry_count, {t}.sent_at FROM {from} WHERE {link} \
-             AND {t}.state IN ('SENT', 'SENT_AGAIN') AND {t}.sent_at < $2 ORDER BY r.id LIMIT $3"
-        );
-        let due = Datum::time(now - pace.resend_after_ms);
-        let limit = i64::try_from(pace.records_max).unwrap_or(i64::MAX);
-        for row in session.query(&sql, vec![neighbour.id.into(), due, limit.into()]).await? {
-            let tries = u32::try_from(row.int(7)?).unwrap_or(0).min(DOUBLINGS_MAX);
-            if row.time(8)? < now - (pace.resend_after_ms << tries) {
-                found.push(outbound(&row, true)?);
-            }
-        }
+        found = unanswered(session, neighbour, pace, now).await?;
+    }
+    #[cfg(test)]
+    if crate::sim::sabotage::is_out(crate::sim::sabotage::Sabotage::Resend) {
+        found.clear();
     }
     let waiting = usize::try_from(sent.int(0)?).unwrap_or(usize::MAX);
     let room = pace.unacknowledged_max.saturating_sub(waiting);
@@ -131,6 +128,81 @@ pub async fn pending(
     Ok(found)
 }
 
+/// The condition for records that may have to be sent again. Binds: see [`overdue_binds`].
+fn overdue(t: &str) -> String {
+    format!(
+        "{t}.state IN ('SENT', 'SENT_AGAIN') AND ({t}.sent_at IS NULL OR {t}.sent_at < $2 \
+         OR ({t}.link_number <= $3 AND {t}.sent_at < $4))"
+    )
+}
+
+fn overdue_binds(neighbour: &Neighbour, pace: Pace, mark: Mark, now: i64) -> Vec<Datum> {
+    vec![
+        neighbour.id.into(),
+        Datum::time(now - pace.resend_after_ms),
+        links::stored(mark.number).into(),
+        Datum::time(mark.at),
+    ]
+}
+
+/// What the neighbour has had for long enough to have answered.
+async fn mark(session: &mut Session, neighbour: &Neighbour, now: i64) -> Result<Mark> {
+    let (epoch, _, heard) = links::outbound(session, neighbour.id).await?;
+    Ok(heard.unanswered(epoch, now).unwrap_or_default())
+}
+
+/// Records that were sent and are to be sent again: those that the neighbour misses, those whose
+/// acknowledgement is overdue, those whose message is known to have come in and that are not
+/// answered all the same. Each time they wait twice as long.
+async fn unanswered(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    pace: Pace,
+    now: i64,
+) -> Result<Vec<Outbound>> {
+    let (t, link) = link(neighbour);
+    let from = source(neighbour);
+    let mark = mark(session, neighbour, now).await?;
+    let sql = format!(
+        "SELECT {COLUMNS}, {t}.retry_count, {t}.sent_at, {t}.link_number FROM {from} WHERE {link} \
+         AND {} ORDER BY r.id LIMIT $5",
+        overdue(t)
+    );
+    let mut binds = overdue_binds(neighbour, pace, mark, now);
+    binds.push(i64::try_from(pace.records_max).unwrap_or(i64::MAX).into());
+    let mut found = Vec::new();
+    for row in session.query(&sql, binds).await? {
+        let Some(sent_at) = row.opt_time(8)? else {
+            found.push(outbound(&row, true)?);
+            continue;
+        };
+        let tries = u32::try_from(row.int(7)?).unwrap_or(0).min(DOUBLINGS_MAX);
+        let came_in = row.opt_int(9)?.is_some_and(|n| n <= links::stored(mark.number));
+        let wait = if came_in && sent_at < mark.at {
+            crate::link::ANSWER_GRACE_MS.min(pace.resend_after_ms)
+        } else {
+            pace.resend_after_ms
+        };
+        if sent_at < now - (wait << tries) {
+            found.push(outbound(&row, true)?);
+        }
+    }
+    Ok(found)
+}
+
+/// When the oldest record was sent to a neighbour that has not answered for it.
+pub async fn oldest_unanswered(
+    session: &mut Session,
+    neighbour: &Neighbour,
+) -> Result<Option<i64>> {
+    let (t, link) = link(neighbour);
+    let from = source(neighbour);
+    let sql = format!(
+        "SELECT min({t}.sent_at) FROM {from} WHERE {link} AND {t}.state IN ('SENT', 'SENT_AGAIN')"
+    );
+    session.query_one(&sql, vec![neighbour.id.into()]).await?.opt_time(0)
+}
+
 fn outbound(row: &super::Row, again: bool) -> Result<Outbound> {
     let narrow = |index| Ok::<_, crate::Error>(u32::try_from(row.int(index)?).unwrap_or(0));
     Ok(Outbound {
@@ -146,7 +218,8 @@ fn outbound(row: &super::Row, again: bool) -> Result<Outbound> {
 }
 
 /// Claims a link for one round of publishing: two processes that published at once would send
-/// everything twice. A claim of another process counts until it is released, or is `now`.
+/// everything twice. A claim of another process counts until it is released, or is `now`; one that
+/// ends later than it could was made by a clock that was ahead, and does not count.
 /// Says whether the link is ours.
 pub async fn claim(
     session: &mut Session,
@@ -158,8 +231,15 @@ pub async fn claim(
     let claimed = session
         .execute(
             "UPDATE @sync_server SET relay_session = $2, relay_until = $3 WHERE id = $1 \
-             AND (relay_session IS NULL OR relay_session = $2 OR relay_until < $4)",
-            vec![neighbour.id.into(), process.into(), Datum::time(until), Datum::time(now)],
+             AND (relay_session IS NULL OR relay_session = $2 OR relay_until < $4 \
+             OR relay_until > $5)",
+            vec![
+                neighbour.id.into(),
+                process.into(),
+                Datum::time(until),
+                Datum::time(now),
+                Datum::time(until.saturating_add(until.saturating_sub(now))),
+            ],
         )
         .await?;
     Ok(claimed > 0)
@@ -371,26 +451,6 @@ pub async fn keep_parts(
         "ON CONFLICT DO NOTHING",
     )
     .await?;
-    Ok(())
-}
-
-/// Notes that a neighbour was heard of, and up to which of its messages.
-pub async fn heard(
-    session: &mut Session,
-    neighbour: &Neighbour,
-    (epoch, number): (u64, u64),
-    now: i64,
-) -> Result<()> {
-    let (epoch, number) =
-        (i64::try_from(epoch).unwrap_or(i64::MAX), i64::try_from(number).unwrap_or(i64::MAX));
-    session
-        .execute(
-            "UPDATE @sync_server SET last_contact = $2, last_contact_state = 'ok', \
-             in_number = CASE WHEN in_epoch = $3 AND in_number > $4 THEN in_number ELSE $4 END, \
-             in_epoch = $3 WHERE id = $1",
-            vec![neighbour.id.into(), Datum::time(now), epoch.into(), number.into()],
-        )
-        .await?;
     Ok(())
 }
 

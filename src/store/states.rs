@@ -102,6 +102,10 @@ impl States {
         let mut rows = Vec::with_capacity(dirty.len());
         for place in dirty {
             let Some(held) = self.rows.get_mut(&place) else { continue };
+            #[cfg(test)]
+            if crate::sim::sabotage::is_out(crate::sim::sabotage::Sabotage::Erased) {
+                held.state.erased = crate::merge::Seen::default();
+            }
             actors.admit(session, held.state.actors()).await?;
             let bytes = held.state.encode(|actor| actors.number(actor))?;
             rows.push(vec![

@@ -5,7 +5,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Now, by this machine's clock.
 #[must_use]
 pub fn now() -> i64 {
+    #[cfg(test)]
+    if let Some(now) = crate::sim::seams::now() {
+        return now;
+    }
+    #[cfg(any(feature = "failpoints", debug_assertions))]
+    return millis(SystemTime::now()) + crate::failpoint::skew_ms();
+    #[cfg(not(any(feature = "failpoints", debug_assertions)))]
     millis(SystemTime::now())
+}
+
+/// Waits; in a simulation not at all.
+pub(crate) async fn pause(duration: Duration) {
+    #[cfg(test)]
+    if crate::sim::seams::now().is_some() {
+        return;
+    }
+    tokio::time::sleep(duration).await;
 }
 
 fn millis(time: SystemTime) -> i64 {

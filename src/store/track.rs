@@ -99,6 +99,7 @@ pub async fn track(session: &mut Session, mut request: Request) -> Result<Report
     request.tracked = old.tracked.values().map(|one| one.class.clone()).collect();
     let found = tables(session).await?;
     request.skipped = skipped(session, &found).await?;
+    request.fills_uuid = session.dialect() == Dialect::Postgres;
     let decision = decide::decide(&found, &request);
     let decision = prepare::prepare(session, &request, decision).await?;
     let mut report =
@@ -115,6 +116,8 @@ pub async fn track(session: &mut Session, mut request: Request) -> Result<Report
         let state = store(session, class, before.as_deref()).await?;
         report.classes.push(shown(class, state));
     }
+    let dialect = session.dialect();
+    report.warnings.extend(decision.classes.iter().filter_map(|class| guard(dialect, class)));
     let catalog = load(session).await?;
     make_triggers(session, &catalog, &found, &mut report).await?;
     report.warnings.extend(sequences(session, &decision.classes).await?);
@@ -139,29 +142,29 @@ async fn make_triggers(
             session.batch(&statement).await?;
         }
     }
-    for id in missing(session, catalog).await? {
-        let Some(tracked) = catalog.tracked.get(&id).filter(|tracked| here(tracked)) else {
-            continue;
-        };
-        let name = &*tracked.class.name;
-        match session.dialect() {
-            Dialect::Postgres => postgres::triggers::install(session, tracked, catalog).await,
-            Dialect::Sqlite => install(session, tracked, catalog).await,
-        }
-        .context(|| format!("`{name}` cannot be captured"))?;
-        for class in &mut report.classes {
-            if class.class == name && class.state == "unchanged" {
-                class.state = "mended";
+    let broken = missing(session, catalog).await?;
+    let broken: Vec<&Tracked> = broken
+        .iter()
+        .filter_map(|id| catalog.tracked.get(id))
+        .map(AsRef::as_ref)
+        .filter(|tracked| here(tracked))
+        .collect();
+    match session.dialect() {
+        Dialect::Postgres => postgres::triggers::install(session, &broken, catalog).await?,
+        Dialect::Sqlite => {
+            for tracked in &broken {
+                let name = &tracked.class.name;
+                sqlite::triggers::install(session, tracked, catalog)
+                    .await
+                    .context(|| format!("`{name}` cannot be captured"))?;
             }
         }
     }
-    Ok(())
-}
-
-async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
-    let create = sqlite::triggers::create(tracked, catalog)?;
-    for statement in sqlite::triggers::drop(tracked).into_iter().chain(create) {
-        session.batch(&statement).await?;
+    for class in &mut report.classes {
+        let mended = broken.iter().any(|tracked| *tracked.class.name == *class.class);
+        if mended && class.state == "unchanged" {
+            class.state = "mended";
+        }
     }
     Ok(())
 }
@@ -172,6 +175,28 @@ async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32>> {
         Dialect::Postgres => postgres::triggers::missing(session, catalog).await,
         Dialect::Sqlite => sqlite::triggers::missing(session, catalog).await,
     }
+}
+
+/// What a class's host triggers cost, and how to spare it.
+fn guard(dialect: Dialect, class: &Class) -> Option<Remark> {
+    if class.host_triggers.is_empty() {
+        return None;
+    }
+    let guard = match dialect {
+        Dialect::Postgres => {
+            "WHEN (current_setting('branchline.applying', true) IS DISTINCT FROM 'on')"
+        }
+        Dialect::Sqlite => "WHEN NOT EXISTS (SELECT 1 FROM sync_applying)",
+    };
+    let list: Vec<String> = class.host_triggers.iter().map(|name| format!("`{name}`")).collect();
+    Some(Remark {
+        class: class.name.to_string(),
+        text: format!(
+            "{} also run where changes are applied, and what they do there is put back, because it \
+             came along from where they first ran; guard them with {guard} to spare that work",
+            list.join(", ")
+        ),
+    })
 }
 
 /// Sequences that will give numbers which their tables have already.
@@ -262,6 +287,7 @@ fn differs(table: &Table, class: &Class) -> bool {
         || (!table.primary_key.is_empty() && !primary.eq(local))
         || table.partitions != class.partitions
         || table.clashes != class.clashes
+        || table.plain != class.plain
         || table.host_triggers != class.host_triggers
 }
 

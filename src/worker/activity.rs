@@ -18,7 +18,15 @@ struct Inner {
     busy: usize,
     moved: u64,
     last: Option<Instant>,
-    trouble: Vec<(String, Kind, String)>,
+    trouble: Vec<Trouble>,
+}
+
+/// What keeps somebody from his work, until it passes.
+struct Trouble {
+    who: String,
+    kind: Kind,
+    text: String,
+    since: Instant,
 }
 
 /// Somebody is at work until this is dropped.
@@ -62,13 +70,18 @@ impl Activity {
     /// Notes that `who` failed, until it succeeds.
     pub fn failed(&self, who: &str, error: &Error) {
         let mut inner = self.lock();
-        inner.trouble.retain(|(other, _, _)| other != who);
-        inner.trouble.push((who.to_owned(), error.kind(), error.chain()));
+        let known = inner.trouble.iter().position(|trouble| trouble.who == who);
+        let since = match known {
+            Some(at) => inner.trouble.remove(at).since,
+            None => Instant::now(),
+        };
+        let (who, text) = (who.to_owned(), error.chain());
+        inner.trouble.push(Trouble { who, kind: error.kind(), text, since });
     }
 
     /// Notes that `who` succeeded.
     pub fn succeeded(&self, who: &str) {
-        self.lock().trouble.retain(|(other, _, _)| other != who);
+        self.lock().trouble.retain(|trouble| trouble.who != who);
     }
 
     /// What stands in the way of `sync`: the first trouble that has not passed.
@@ -78,9 +91,23 @@ impl Activity {
         let worst = inner
             .trouble
             .iter()
-            .find(|(_, kind, _)| *kind == Kind::Unreachable)
+            .find(|trouble| trouble.kind == Kind::Unreachable)
             .or_else(|| inner.trouble.first())?;
-        Some(Error::new(worst.1, format!("{}: {}", worst.0, worst.2)))
+        Some(Error::new(worst.kind, format!("{}: {}", worst.who, worst.text)))
+    }
+
+    /// Who has been in trouble for longer than `than`, and what it is.
+    #[must_use]
+    pub fn lasting(&self, than: Duration) -> Vec<(String, String)> {
+        let inner = self.lock();
+        let lasting = inner.trouble.iter().filter(|trouble| trouble.since.elapsed() >= than);
+        lasting.map(|trouble| (trouble.who.clone(), trouble.text.clone())).collect()
+    }
+
+    /// Whether somebody's trouble is of this sort.
+    #[must_use]
+    pub fn has(&self, sort: impl Fn(&str) -> bool) -> bool {
+        self.lock().trouble.iter().any(|trouble| sort(&trouble.text))
     }
 }
 

@@ -13,20 +13,22 @@ use crate::catalog::Catalog;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint::crash_point;
 use crate::id::{RecordId, ServerId};
+use crate::link::{Inbound, Seen};
 use crate::publisher::relay::{self, millis};
 use crate::record::batch::{self, Tree};
-use crate::record::header::Opened;
+use crate::record::header::{Header, Opened};
 use crate::record::messages::{Group, Records};
 use crate::record::payload;
 use crate::rules::Rules;
+use crate::store::actors::Actors;
 use crate::store::apply::{Applied, Applier, Incoming};
 use crate::store::books::Neighbour;
 use crate::store::rows::Found;
 use crate::store::session::{Dialect, Session};
-use crate::store::{apply, held, imports, outbox, revived, seal, settle, time};
+use crate::store::{apply, held, imports, links, outbox, recover, revived, seal, settle, time};
 
 /// Tries at a batch that meets others' locks, before the link is left alone for a while.
-const BUSY_TRIES_MAX: u32 = 50;
+pub(super) const BUSY_TRIES_MAX: u32 = 50;
 
 /// How long the applier waits for a row that somebody else has, and after which wait it looks for a
 /// deadlock (superusers only may say).
@@ -44,15 +46,11 @@ pub(super) struct Message {
     pub records: Records,
 }
 
-/// Opens a message from a neighbour: header, addressees, signature, body.
+/// Opens a message from a neighbour: header, addressees, signature.
 ///
 /// # Errors
-/// [`Decode`](Kind::Decode), saying what is wrong with it.
-pub(super) fn open(
-    context: &Context,
-    neighbour: &Neighbour,
-    body: &Bytes,
-) -> Result<(Opened, Vec<u8>)> {
+/// [`Decode`](crate::Kind::Decode), saying what is wrong with it.
+pub(super) fn open(context: &Context, neighbour: &Neighbour, body: &Bytes) -> Result<Opened> {
     let opened = Opened::parse(body.clone())?;
     if opened.header.receiver != context.identity.server {
         return Err(Error::decode("a message is for another server"));
@@ -68,8 +66,7 @@ pub(super) fn open(
         .as_ref()
         .ok_or_else(|| Error::decode("the key of the sender is not known"))?;
     opened.verify(key)?;
-    let body = opened.body()?;
-    Ok((opened, body))
+    Ok(opened)
 }
 
 /// Applies messages of one link in their order, and answers. Returns once all of it is safe to
@@ -78,17 +75,17 @@ pub(super) async fn deliver(
     engine: &Engine,
     neighbour: &Neighbour,
     messages: &[Message],
-) -> Result<()> {
+) -> Result<Inbound> {
     let _busy = engine.activity.busy();
     crash_point!("deliver.begun");
     let mut tries = 0;
-    let (applied, last) = loop {
+    let (applied, inbound) = loop {
         match take_in(engine, neighbour, messages).await {
             Ok(done) => break done,
             Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
                 // The applier gives way; the host never does.
                 tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
+                time::pause(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
             }
             Err(error) => return Err(error),
         }
@@ -98,12 +95,13 @@ pub(super) async fn deliver(
     if applied.committed > 0 || applied.held > 0 {
         engine.outbox.notify_waiters();
     }
+    let last = (inbound.epoch(), inbound.floor());
     reply::acknowledge(engine, neighbour, &applied.outcomes, last).await?;
     crash_point!("forward.waiting");
     if applied.committed > 0 {
         retry_held(engine).await?;
     }
-    Ok(())
+    Ok(inbound)
 }
 
 /// One transaction: everything in `messages`, or nothing.
@@ -111,7 +109,7 @@ async fn take_in(
     engine: &Engine,
     neighbour: &Neighbour,
     messages: &[Message],
-) -> Result<(Applied, (u64, u64))> {
+) -> Result<(Applied, Inbound)> {
     let mut session = engine.store.begin().await?;
     match take_in_session(engine, &mut session, neighbour, messages).await {
         Ok(done) => {
@@ -132,7 +130,7 @@ async fn take_in_session(
     session: &mut Session,
     neighbour: &Neighbour,
     messages: &[Message],
-) -> Result<(Applied, (u64, u64))> {
+) -> Result<(Applied, Inbound)> {
     seal::lock(session).await?;
     let mut context = engine.context(session).await?;
     let now = time::now();
@@ -142,16 +140,43 @@ async fn take_in_session(
             take_group(session, &mut context, neighbour, group, now, &mut incoming).await?;
         }
     }
-    let last = messages
-        .last()
-        .map_or((0, 0), |message| (message.opened.header.epoch, message.opened.header.number));
-    settle::heard(session, neighbour, last, now).await?;
     lock_rows(session, &context.catalog, &incoming).await?;
     relay::seal_all_in(engine, session, &mut context).await?;
     let applied = apply(engine, session, &mut context, neighbour, now, &incoming).await?;
     // In this transaction: a crash must not leave a held record waiting for what is there.
     held::stir(session, &context.catalog, &applied.rows).await?;
-    Ok((applied, last))
+    let taken = incoming.iter().map(|record| (record.body.origin, record.body.number));
+    recover::took(session, taken).await?;
+    let numbers = messages.iter().map(|message| &message.opened.header);
+    let (inbound, _) = count(session, neighbour, numbers, now).await?;
+    Ok((applied, inbound))
+}
+
+/// Counts messages of a link that are taken in in this transaction. Says how the last one stands to
+/// those before it.
+pub(super) async fn count<'h>(
+    session: &mut Session,
+    neighbour: &Neighbour,
+    headers: impl Iterator<Item = &'h Header>,
+    now: i64,
+) -> Result<(Inbound, Seen)> {
+    links::lock(session, neighbour.id).await?;
+    let mut inbound = links::inbound(session, neighbour.id).await?;
+    let mut seen = Seen::Uncounted;
+    for Header { epoch, number, .. } in headers {
+        seen = inbound.take(*epoch, *number, now);
+        match seen {
+            Seen::Ahead => tracing::debug!(
+                link.peer = %neighbour.nickname, number, floor = inbound.floor(), "messages are missing"
+            ),
+            Seen::NewEpoch => tracing::info!(
+                link.peer = %neighbour.nickname, epoch, "a new epoch of the link begins"
+            ),
+            _ => {}
+        }
+    }
+    links::save_inbound(session, neighbour.id, &inbound, now).await?;
+    Ok((inbound, seen))
 }
 
 /// From here on this transaction holds locks that the host's programs may want, so it does not wait
@@ -171,7 +196,7 @@ async fn give_way(session: &mut Session) -> Result<()> {
 /// Locks the rows that records touch, before what is committed is sealed: from the sealing on
 /// nobody changes them, so that no local commit is overwritten unseen. (On SQLite nobody writes
 /// beside us.)
-async fn lock_rows<'a>(
+pub(super) async fn lock_rows<'a>(
     session: &mut Session,
     catalog: &Catalog,
     records: impl IntoIterator<Item = &'a Incoming>,
@@ -219,6 +244,29 @@ async fn apply(
     now: i64,
     incoming: &[Incoming],
 ) -> Result<Applied> {
+    let (applier, actors) = applier(engine, context, neighbour, now)?;
+    applier.apply(session, actors, incoming).await
+}
+
+/// Joins whole states of rows.
+pub(super) async fn apply_states(
+    engine: &Engine,
+    session: &mut Session,
+    context: &mut Context,
+    neighbour: &Neighbour,
+    now: i64,
+    rows: &[Incoming],
+) -> Result<Applied> {
+    let (applier, actors) = applier(engine, context, neighbour, now)?;
+    applier.states(session, actors, rows).await
+}
+
+fn applier<'c>(
+    engine: &Engine,
+    context: &'c mut Context,
+    neighbour: &Neighbour,
+    now: i64,
+) -> Result<(Applier<'c>, &'c mut Actors)> {
     let known = context.neighbours.iter().find(|(other, _)| other.id == neighbour.id);
     let Some((source, rules)) = known else {
         return Err(Error::failed(format!("`{}` is no neighbour any more", neighbour.nickname)));
@@ -233,7 +281,7 @@ async fn apply(
         skew_hold_ms: millis(engine.config.clock_skew_hold),
         patience: engine.patience(),
     };
-    applier.apply(session, &mut context.actors, incoming).await
+    Ok((applier, &mut context.actors))
 }
 
 /// Verifies the records of a group and puts those that are complete together.
@@ -386,7 +434,7 @@ pub(super) async fn try_all_held(engine: &Engine) -> Result<()> {
             Ok(_) => tries = 0,
             Err(error) if error.kind() == Kind::Busy && tries < BUSY_TRIES_MAX => {
                 tries += 1;
-                tokio::time::sleep(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
+                time::pause(std::time::Duration::from_millis(u64::from(tries) * 5)).await;
             }
             Err(error) => return Err(error),
         }

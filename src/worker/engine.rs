@@ -6,13 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::activity::Activity;
+use crate::alarm::Alarms;
 use crate::catalog::Catalog;
 use crate::config::Config;
 use crate::error::Result;
 use crate::interceptor::Wake;
+use crate::link::GAPS_MAX;
+use crate::link::ranges::{Range, tidy};
 use crate::merge::TreeMerge;
 use crate::merge::tree::Settings;
 use crate::publisher::relay;
@@ -21,7 +25,7 @@ use crate::store::actors::Actors;
 use crate::store::books::{self, Identity, Neighbour, Role, merging};
 use crate::store::held::Patience;
 use crate::store::seal::Shapes;
-use crate::store::{Session, Store, track};
+use crate::store::{Session, Store, restore, track};
 use crate::transport::{self, Transport};
 
 /// What all tasks of one server's process share.
@@ -36,13 +40,29 @@ pub struct Engine {
     pub outbox: Notify,
     /// Who is busy, and since when nothing moved.
     pub activity: Activity,
+    /// What a person should know.
+    pub alarms: Alarms,
     /// This process, in the hellos it says.
     pub session: Uuid,
     transports: Mutex<HashMap<String, Arc<dyn Transport>>>,
     catalog: Mutex<Option<(String, Arc<Catalog>)>>,
     shapes: Mutex<Shapes>,
+    errands: Mutex<HashMap<i64, Errand>>,
+    /// Since when this process knows that its database is older than what it has said.
+    fallen: Mutex<Option<Instant>>,
+    /// When nothing lay in the queue of a neighbour's acknowledgements last.
+    quiet: Mutex<HashMap<i64, Instant>>,
     merge_settings: Settings,
     merge: Mutex<Option<Merge>>,
+}
+
+/// What the publisher of a link is to say for those who take in on it.
+#[derive(Clone, Debug, Default)]
+pub struct Errand {
+    /// A hello is wanted soon.
+    pub hello: bool,
+    /// Numbers that will never come, to be said in it.
+    pub skipped: Vec<Range>,
 }
 
 /// How classes merge, and what it was worked out from: the catalog, and the parent's word.
@@ -79,16 +99,21 @@ impl Engine {
         books::identity(&mut session).await?;
         session.rollback().await?;
         store.migrate().await?;
+        let fallen = restore::look(&store).await?;
         Ok(Self {
             config,
             store,
             wake,
             outbox: Notify::new(),
             activity: Activity::default(),
-            session: Uuid::new_v4(),
+            alarms: Alarms::default(),
+            session: crate::id::random(),
             transports: Mutex::default(),
             catalog: Mutex::default(),
             shapes: Mutex::default(),
+            errands: Mutex::default(),
+            fallen: Mutex::new(fallen.then(Instant::now)),
+            quiet: Mutex::default(),
             merge_settings,
             merge: Mutex::default(),
         })
@@ -155,6 +180,47 @@ impl Engine {
         Ok(catalog)
     }
 
+    /// Leaves word for the publisher of a link, and wakes it.
+    pub fn ask_hello(&self, neighbour: i64, skipped: Vec<Range>) {
+        let mut errands = lock(&self.errands);
+        let errand = errands.entry(neighbour).or_default();
+        errand.hello = true;
+        errand.skipped.extend(skipped);
+        errand.skipped = tidy(std::mem::take(&mut errand.skipped), GAPS_MAX);
+        drop(errands);
+        self.outbox.notify_waiters();
+    }
+
+    /// What was left for the publisher of a link since the last time.
+    pub fn errand(&self, neighbour: i64) -> Errand {
+        lock(&self.errands).remove(&neighbour).unwrap_or_default()
+    }
+
+    /// Since when this process knows that its database is older than what this server has said.
+    pub fn fallen(&self) -> Option<Instant> {
+        *lock(&self.fallen)
+    }
+
+    /// Notes that the database is older than what this server has said.
+    pub fn fall(&self) {
+        lock(&self.fallen).get_or_insert_with(Instant::now);
+    }
+
+    /// Notes that it is that no more.
+    pub fn stand(&self) {
+        *lock(&self.fallen) = None;
+    }
+
+    /// Notes that no acknowledgement of a neighbour lies in its queue.
+    pub fn quiet(&self, neighbour: i64) {
+        lock(&self.quiet).insert(neighbour, Instant::now());
+    }
+
+    /// Whether that was so after `since`.
+    pub fn was_quiet(&self, neighbour: i64, since: Instant) -> bool {
+        lock(&self.quiet).get(&neighbour).is_some_and(|at| *at > since)
+    }
+
     /// The column lists known so far. They never change once they have a number.
     pub fn shapes(&self) -> Shapes {
         lock(&self.shapes).clone()
@@ -176,12 +242,15 @@ impl Engine {
         Ok(transport)
     }
 
+    /// Puts a transport in the place of the one that an address names.
+    #[cfg(test)]
+    pub(crate) fn plug(&self, address: &str, transport: Arc<dyn Transport>) {
+        lock(&self.transports).insert(address.to_owned(), transport);
+    }
+
     /// The transport of a link: the parent's broker for the parent, our own for a child.
     pub fn transport_of(&self, neighbour: &Neighbour) -> Result<Arc<dyn Transport>> {
-        match neighbour.role {
-            Role::Parent => self.transport(&neighbour.address),
-            Role::Child => self.transport(&self.config.broker_url),
-        }
+        self.transport(self.config.broker_of(neighbour))
     }
 
     /// Closes all transports.

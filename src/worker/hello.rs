@@ -1,18 +1,21 @@
-//! Hello: who speaks, in which incarnation and session, and what it knows of the tree. Said on each
-//! start, every minute, and when a server of the tree became known.
+//! Hello: who speaks, in which incarnation and session, and what it knows of the tree. [`greeter`]
+//! says it; here it is heard.
+//!
+//! [`greeter`]: super::greeter
 
 use serde_bytes::ByteBuf;
 
 use super::engine::{Context, Engine};
-use super::reply;
+use crate::alarm::{Alarm, Condition};
 use crate::error::{Error, Result};
 use crate::id::Actor;
-use crate::record::header::{FORMAT, MessageKind};
+use crate::link::{Heard, Seen, Verdict};
+use crate::publisher::relay::millis;
+use crate::record::header::Header;
 use crate::record::messages::{Hello, KnownOrigin, Welcome};
-use crate::store::books::{Identity, Neighbour, Role, joining, merging};
+use crate::store::books::{Neighbour, Role, joining, merging};
 use crate::store::session::{Datum, Session};
-use crate::store::time;
-use crate::transport::Lane;
+use crate::store::{links, recover, time};
 
 /// The origins that we vouch for: ourselves, and those whose key we know.
 pub(super) fn origins(context: &Context) -> Vec<KnownOrigin> {
@@ -63,38 +66,6 @@ async fn told(session: &mut Session, neighbour: &Neighbour, merge: &[u8]) -> Res
     Ok(())
 }
 
-/// Says hello to a neighbour.
-pub(super) async fn say(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
-    let mut session = engine.store.read().await?;
-    let context = engine.context(&mut session).await?;
-    let merge = match neighbour.role {
-        Role::Child => merge(&mut session, &context).await?,
-        Role::Parent => ByteBuf::new(),
-    };
-    session.rollback().await?;
-    let Some((now_known, _)) = context.neighbour(neighbour.id) else { return Ok(()) };
-    let body = Hello { merge, ..hello(engine, &context, now_known) }.encode()?;
-    reply::send(engine, neighbour, MessageKind::Hello, Lane::Records, &body).await
-}
-
-fn hello(engine: &Engine, context: &Context, neighbour: &Neighbour) -> Hello {
-    let Identity { nickname, incarnation, signing_key, .. } = &context.identity;
-    Hello {
-        incarnation: *incarnation,
-        session: engine.session,
-        nickname: nickname.clone(),
-        public_key: signing_key.verifying_key().to_bytes(),
-        out_epoch: neighbour.out_epoch,
-        out_number: neighbour.out_number + 1,
-        in_epoch: neighbour.in_epoch,
-        in_number: neighbour.in_number,
-        clock: u64::try_from(time::now()).unwrap_or(0),
-        format: FORMAT,
-        origins: origins(context),
-        ..Hello::default()
-    }
-}
-
 /// Takes a neighbour's hello in. Says whether it told of servers that were not known.
 pub(super) async fn heard(
     engine: &Engine,
@@ -111,11 +82,16 @@ pub(super) async fn heard(
     }
     let now = time::now();
     let skew = i64::try_from(hello.clock).unwrap_or(i64::MAX).saturating_sub(now);
-    if skew > super::super::publisher::relay::millis(engine.config.clock_skew_alarm) {
-        tracing::warn!(
-            link.peer = %neighbour.nickname, skew_ms = skew,
-            "the clock of a neighbour is ahead of ours, or its hello is young and ours is slow"
+    let about = neighbour.server.to_string();
+    if skew > millis(engine.config.clock_skew_alarm) {
+        let text = format!(
+            "the clock of `{}` is {} s ahead of ours, or ours is slow: mend the wrong one",
+            neighbour.nickname,
+            skew / 1_000
         );
+        engine.alarms.raise(Alarm::new(Condition::Clock, about, text));
+    } else {
+        engine.alarms.clear(Condition::Clock, &about);
     }
     let new = learn(session, context, &hello.origins).await?;
     if neighbour.role == Role::Parent {
@@ -124,7 +100,8 @@ pub(super) async fn heard(
     session
         .execute(
             "UPDATE @sync_server SET nickname = $2, incarnation = $3, session = $4, format = $5, \
-             clock_skew_ms = $6, last_contact = $7, last_contact_state = 'ok' WHERE id = $1",
+             clock_skew_ms = $6, last_contact = $7, last_contact_state = 'ok', \
+             error_message = NULL WHERE id = $1",
             vec![
                 neighbour.id.into(),
                 hello.nickname.as_str().into(),
@@ -139,6 +116,78 @@ pub(super) async fn heard(
     Ok(new)
 }
 
+/// Judges who it is that says hello: the server that was there before, an older state of it, or one of
+/// two copies. Whoever has fallen back is told so by an incarnation that it has not.
+pub(super) async fn judge(
+    engine: &Engine,
+    session: &mut Session,
+    context: &mut Context,
+    neighbour: &Neighbour,
+    (header, seen): (&Header, Seen),
+    hello: &Hello,
+) -> Result<Verdict> {
+    let mut peer = links::peer(session, neighbour.id).await?;
+    let was_aside = peer.is_aside();
+    let heard = Heard {
+        incarnation: hello.incarnation,
+        session: hello.session,
+        clock: hello.clock,
+        epoch: header.epoch,
+        number: header.number,
+        seen,
+    };
+    let probation = 2 * millis(engine.config.hello_every);
+    let verdict = peer.hear(heard, time::now(), probation);
+    links::save_peer(session, neighbour.id, &peer).await?;
+    match &verdict {
+        Verdict::Goes => {}
+        Verdict::Renewed => tracing::warn!(
+            link.peer = %neighbour.nickname, incarnation = hello.incarnation,
+            "it has begun a new incarnation"
+        ),
+        Verdict::Fallen => tracing::warn!(
+            link.peer = %neighbour.nickname, incarnation = hello.incarnation,
+            "its database was put back to an older state: it is told so"
+        ),
+        Verdict::Copies(one, other) => {
+            let text = copies(neighbour, *one, *other);
+            if !was_aside {
+                tracing::error!(link.peer = %neighbour.nickname, "{text}");
+            }
+            session
+                .execute(
+                    "UPDATE @sync_server SET last_contact_state = 'refused', error_message = $2 \
+                     WHERE id = $1",
+                    vec![neighbour.id.into(), text.into()],
+                )
+                .await?;
+        }
+    }
+    let tell = verdict == Verdict::Fallen || (peer.is_aside() && !was_aside);
+    if tell && let Some(key) = neighbour.public_key {
+        let known = context.actors.all().filter(|known| known.actor.server == neighbour.server);
+        let highest = known.map(|known| known.actor.incarnation).max().unwrap_or(0);
+        if highest <= hello.incarnation {
+            let actor = Actor { server: neighbour.server, incarnation: hello.incarnation + 1 };
+            let name = Some(neighbour.nickname.as_str());
+            context.actors.learn(session, actor, Some(key.to_bytes()), name).await?;
+        }
+    }
+    Ok(verdict)
+}
+
+fn copies(neighbour: &Neighbour, one: (uuid::Uuid, i64), other: (uuid::Uuid, i64)) -> String {
+    let name = |(session, at): (uuid::Uuid, i64)| format!("{session} at {}", time::format(at));
+    format!(
+        "two servers speak as `{}` ({}): session {} and session {}; one database is a copy of the \
+         other: run `branchline init --nickname NAME --new-identity` on the copy",
+        neighbour.nickname,
+        neighbour.server,
+        name(one),
+        name(other)
+    )
+}
+
 /// Learns the servers of the tree that a neighbour vouches for.
 pub(super) async fn learn(
     session: &mut Session,
@@ -150,7 +199,8 @@ pub(super) async fn learn(
     for origin in origins {
         let Actor { server, .. } = origin.actor;
         // Nobody tells us who we are; but what we were before a restore is news.
-        if server == own && origin.actor.incarnation >= context.identity.incarnation {
+        let ours = context.identity.signing_key.verifying_key().to_bytes() == origin.public_key;
+        if server == own && (origin.actor == context.identity.actor() || !ours) {
             continue;
         }
         let name = Some(origin.nickname.as_str()).filter(|name| !name.is_empty());
@@ -167,10 +217,14 @@ pub(super) async fn welcomed(
     welcome: &Welcome,
 ) -> Result<()> {
     if !welcome.accepted {
-        tracing::error!(link.peer = %parent.nickname, reason = %welcome.reason, "the parent refuses us");
+        tracing::error!(link.peer = %parent.nickname, reason = %welcome.reason, "it refuses us");
+        if parent.is_joined() {
+            return joining::warned(session, parent.id, &welcome.reason).await;
+        }
         return joining::refused(session, parent.id, &welcome.reason).await;
     }
     learn(session, context, &welcome.origins).await?;
+    recover::joined(session, parent.id).await?;
     told(session, parent, &welcome.merge).await?;
     tracing::info!(link.peer = %parent.nickname, "joined");
     joining::accepted(session, parent.id, welcome.tree_id, time::now()).await

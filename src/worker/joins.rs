@@ -7,8 +7,9 @@ use super::engine::{Context, Engine};
 use super::{hello, reply};
 use crate::error::{Error, Result};
 use crate::id::Actor;
+use crate::record::RowId;
 use crate::record::header::{MessageKind, Opened};
-use crate::record::messages::{Join, Load, Welcome};
+use crate::record::messages::{Join, Load, LoadRow, Welcome};
 use crate::store::books::{Neighbour, audit, invites};
 use crate::store::session::{Datum, Session};
 use crate::store::{bulk, time};
@@ -62,8 +63,7 @@ pub(super) async fn request(engine: &Engine, body: &Bytes) -> Result<()> {
         transport.declare(Queue { to: context.identity.server, from: sender, lane }).await?;
     }
     reply::send(engine, &asker, MessageKind::Welcome, Lane::Records, &welcome.encode()?).await?;
-    if let Answer::Accepted(id) = answer {
-        send_states_due(engine, &asker, id).await?;
+    if let Answer::Accepted(_) = answer {
         engine.activity.moved(1);
         engine.outbox.notify_waiters();
     }
@@ -144,24 +144,23 @@ fn stranger(join: &Join, server: crate::id::ServerId) -> Result<Neighbour> {
     Ok(Neighbour::stranger(server, &join.nickname, join.key()?))
 }
 
-/// Sends a child the row states that it has still to get, if any: after a crash, again from the
-/// start, which does no harm.
+/// Sends a child the row states that it has still to get, if any. When a message of them is lost, all
+/// go again from the start, which does no harm.
 pub(super) async fn send_states_due(engine: &Engine, child: &Neighbour, server: i64) -> Result<()> {
     let mut session = engine.store.read().await?;
-    let due = session
-        .query(
-            "SELECT uuid FROM @sync_invite WHERE server_id = $1 AND NOT load AND used_at IS NOT NULL \
-             AND loaded_at IS NULL",
-            vec![server.into()],
-        )
-        .await?;
+    let due = invites::load_due(&mut session, server).await?;
     session.rollback().await?;
-    if due.is_empty() { Ok(()) } else { send_states(engine, child, server).await }
+    match due {
+        Some(due) if !due.values => send_states(engine, child, server).await,
+        _ => Ok(()),
+    }
 }
 
 /// Sends a child without a load the states of rows as they were when it was invited.
 async fn send_states(engine: &Engine, child: &Neighbour, server: i64) -> Result<()> {
+    let _busy = engine.activity.busy();
     let mut last: (i64, String) = (0, String::new());
+    let mut numbers = None;
     loop {
         let mut session = engine.store.read().await?;
         let context = engine.context(&mut session).await?;
@@ -187,39 +186,53 @@ async fn send_states(engine: &Engine, child: &Neighbour, server: i64) -> Result<
         }
         let done = rows.len() < usize::try_from(ROWS_MAX).unwrap_or(usize::MAX);
         load.last = done;
-        reply::send(engine, child, MessageKind::Load, Lane::Records, &load.encode()?).await?;
+        let number =
+            reply::send(engine, child, MessageKind::Load, Lane::Records, &load.encode()?).await?;
+        let (from, _) = *numbers.get_or_insert((number, number));
+        numbers = Some((from, number));
         if done {
             break;
         }
     }
     let mut session = engine.store.begin().await?;
-    session
-        .execute(
-            "UPDATE @sync_invite SET loaded_at = $2 WHERE server_id = $1",
-            vec![server.into(), Datum::time(time::now())],
-        )
-        .await?;
-    session
-        .execute("DELETE FROM @sync_invite_state WHERE server_id = $1", vec![server.into()])
-        .await?;
+    if let Some(numbers) = numbers {
+        invites::load_sent(&mut session, server, numbers).await?;
+    }
     session.commit().await
 }
 
-/// Takes row states in that the parent sent: they are joined, no value is written.
-pub(super) async fn load(session: &mut Session, context: &mut Context, load: &Load) -> Result<()> {
+/// Takes row states in: with values they are joined and written; where the child has the data
+/// already, the stamps alone come, and are joined. Yields the rows that were written.
+pub(super) async fn load(
+    engine: &Engine,
+    session: &mut Session,
+    context: &mut Context,
+    neighbour: &Neighbour,
+    load: &Load,
+) -> Result<Vec<RowId>> {
+    context.actors.admit(session, load.actors()).await?;
+    let bare = |row: &LoadRow| {
+        let dead_here = !row.state.alive() && context.catalog.class(&row.class).is_some();
+        row.values.is_empty() && !dead_here
+    };
+    let (stamps, whole): (Vec<&LoadRow>, Vec<&LoadRow>) =
+        load.rows.iter().partition(|row| bare(row));
     let mut rows = Vec::new();
-    for row in &load.rows {
+    for row in stamps {
         let class = class_id(session, &row.class).await?;
         rows.push((class, row));
     }
     let mut states = crate::store::states::States::default();
     let places = rows.iter().map(|(class, row)| (*class, std::sync::Arc::clone(&row.key)));
-    context.actors.admit(session, load.actors()).await?;
     states.load(session, &context.actors, places).await?;
     for (class, row) in rows {
         states.change((class, std::sync::Arc::clone(&row.key))).join(&row.state);
     }
-    states.save(session, &mut context.actors).await
+    states.save(session, &mut context.actors).await?;
+    if whole.is_empty() {
+        return Ok(Vec::new());
+    }
+    super::rows::take(engine, session, context, neighbour, &whole).await
 }
 
 /// The local number of a class, given to it now if it has none.

@@ -3,23 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::activity::Busy;
-use super::deliver::{self, Message};
 use super::engine::Engine;
+use super::greeter::Greeter;
 use super::tasks::{Duty, supervise};
-use super::{hello, joins, reply};
-use crate::error::{Error, Result};
+use super::{intake, joins, reply, restore, rows};
+use crate::error::Result;
 use crate::failpoint::crash_point;
 use crate::publisher::relay;
-use crate::record::header::MessageKind;
-use crate::record::messages::{Hello, Load, Records, Welcome};
 use crate::store::books::{self, LinkState, Neighbour, Role};
-use crate::store::{held, settle, time};
 use crate::transport::{Consumer, Delivery, Lane, Queue};
 
 /// How long one look into a queue lasts.
@@ -30,6 +26,9 @@ const PUBLISH_POLL: Duration = Duration::from_secs(1);
 
 /// Messages that are applied together at the most.
 const MESSAGES_MAX: usize = 32;
+
+/// How often rows that are waited for too long are looked for.
+const ROWS_EVERY: Duration = Duration::from_secs(3);
 
 /// Starts the tasks of a link.
 pub(super) fn spawn(
@@ -82,26 +81,38 @@ async fn publish(
     for lane in [Lane::Records, Lane::Acks] {
         transport.declare(Queue { to: neighbour.server, from: own, lane }).await?;
     }
-    let mut known = usize::MAX;
-    let mut said = Instant::now();
+    let mut greeter = Greeter::new();
     if duty == Duty::All {
-        if neighbour.role == Role::Child {
-            joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
-        }
+        // First of all: it shows the neighbour what it lacks, and whether we are who it knows.
+        greeter.greet(&engine, &neighbour).await?;
         reply::acknowledge_left(&engine, &neighbour).await?;
     }
     let mut first = Some(first);
     loop {
-        if duty == Duty::All {
-            let origins = origins(&engine).await?;
-            if origins != known || said.elapsed() >= engine.config.hello_every {
-                hello::say(&engine, &neighbour).await?;
-                (known, said) = (origins, Instant::now());
-            }
-        }
         let news = engine.outbox.notified();
         let mut news = std::pin::pin!(news);
         news.as_mut().enable();
+        if duty == Duty::All {
+            greeter.greet(&engine, &neighbour).await?;
+        }
+        if greeter.is_refused() || engine.fallen().is_some() {
+            // It is not who it was, or we are not: only hellos go, until that is settled.
+            drop(first.take());
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = news => {}
+                () = tokio::time::sleep(PUBLISH_POLL) => {}
+            }
+            continue;
+        }
+        if duty == Duty::All {
+            if neighbour.role == Role::Child {
+                joins::send_states_due(&engine, &neighbour, neighbour.id).await?;
+                rows::prepare_load(&engine, &neighbour).await?;
+            }
+            restore::list_rows(&engine, &neighbour).await?;
+            rows::send_due(&engine, &neighbour).await?;
+        }
         while relay::publish(&engine, &neighbour).await? > 0 {
             if stop.is_cancelled() {
                 return Ok(());
@@ -122,16 +133,6 @@ async fn own(engine: &Engine) -> Result<crate::id::ServerId> {
     let own = books::identity(&mut session).await?.server;
     session.rollback().await?;
     Ok(own)
-}
-
-/// How many servers of the tree we know: when it grows, the neighbours are told.
-async fn origins(engine: &Engine) -> Result<usize> {
-    let mut session = engine.store.read().await?;
-    let row = session
-        .query_one("SELECT count(*) FROM @sync_origin WHERE public_key IS NOT NULL", vec![])
-        .await?;
-    session.rollback().await?;
-    Ok(usize::try_from(row.int(0)?).unwrap_or(0))
 }
 
 /// Opens a queue of the link for reading.
@@ -166,6 +167,7 @@ async fn acks(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationToken
         let list = batch(&mut *consumer, &mut first).await?;
         let Some(last) = list.last() else {
             engine.activity.succeeded(&who);
+            engine.quiet(neighbour.id);
             continue;
         };
         let bodies: Vec<_> = list.iter().map(|delivery| delivery.body.clone()).collect();
@@ -182,155 +184,29 @@ async fn records(engine: Arc<Engine>, neighbour: Neighbour, stop: CancellationTo
     let who = format!("records of `{}`", neighbour.nickname);
     let mut first = Some(engine.activity.busy());
     let mut consumer = consume(&engine, &neighbour, Lane::Records).await?;
+    // The queue may be a new one: what lay in the old one is lost, and only a hello shows it.
+    engine.ask_hello(neighbour.id, Vec::new());
+    let (mut missing, mut looked) = (true, None::<Instant>);
     while !stop.is_cancelled() {
         let list = batch(&mut *consumer, &mut first).await?;
         let Some(last) = list.last() else {
             engine.activity.succeeded(&who);
+            if missing && neighbour.state == LinkState::Joined {
+                missing = reply::ask(&engine, &neighbour).await?;
+            }
+            if neighbour.is_joined() && looked.is_none_or(|at| at.elapsed() >= ROWS_EVERY) {
+                looked = Some(Instant::now());
+                rows::ask(&engine, &neighbour).await?;
+            }
             continue;
         };
         let tag = last.tag;
-        take(&engine, &neighbour, list).await?;
+        missing = intake::take(&engine, &neighbour, list).await?;
         crash_point!("deliver.answered");
         consumer.acknowledge(tag).await?;
         engine.activity.succeeded(&who);
     }
     Ok(())
-}
-
-/// Takes messages of one link in, in their order; neighbouring `records` are applied together.
-async fn take(engine: &Engine, neighbour: &Neighbour, list: Vec<Delivery>) -> Result<()> {
-    let _busy = engine.activity.busy();
-    let mut together: Vec<Message> = Vec::new();
-    for delivery in list {
-        let mut session = engine.store.read().await?;
-        let context = engine.context(&mut session).await?;
-        session.rollback().await?;
-        let Some((now, _)) = context.neighbour(neighbour.id) else { return Ok(()) };
-        let opened = deliver::open(&context, now, &delivery.body);
-        let opened = opened.and_then(|(opened, body)| Ok((read(&opened, &body)?, opened)));
-        match opened {
-            Ok((Content::Records(records), opened)) => together.push(Message { opened, records }),
-            Ok((content, _)) => {
-                flush(engine, now, &mut together).await?;
-                other(engine, now, content).await?;
-            }
-            Err(error) => {
-                flush(engine, now, &mut together).await?;
-                hold(engine, now, &delivery, &error).await?;
-            }
-        }
-    }
-    flush(engine, neighbour, &mut together).await
-}
-
-/// Takes one message that was held as though it had just come.
-///
-/// # Errors
-/// [`Decode`](crate::Kind::Decode) when it still cannot be read; it is not held once more.
-pub(super) async fn take_one(engine: &Engine, neighbour: &Neighbour, body: &Bytes) -> Result<()> {
-    let mut session = engine.store.read().await?;
-    let context = engine.context(&mut session).await?;
-    session.rollback().await?;
-    let (opened, content) = deliver::open(&context, neighbour, body)?;
-    match read(&opened, &content)? {
-        Content::Records(records) => {
-            deliver::deliver(engine, neighbour, &[Message { opened, records }]).await
-        }
-        // What it said of that moment has been said again since.
-        Content::Hello(_) => Ok(()),
-        content => other(engine, neighbour, content).await,
-    }
-}
-
-/// Applies what has gathered. Where one message is bad, they are taken one by one, and it is held.
-async fn flush(engine: &Engine, neighbour: &Neighbour, together: &mut Vec<Message>) -> Result<()> {
-    let messages = std::mem::take(together);
-    if messages.is_empty() {
-        return Ok(());
-    }
-    match deliver::deliver(engine, neighbour, &messages).await {
-        Err(error) if error.holds_record() => {
-            for message in messages {
-                let one = std::slice::from_ref(&message);
-                match deliver::deliver(engine, neighbour, one).await {
-                    Err(error) if error.holds_record() => {
-                        hold_body(engine, neighbour, message.opened.bytes(), &error).await?;
-                    }
-                    other => other?,
-                }
-            }
-            Ok(())
-        }
-        other => other,
-    }
-}
-
-/// A message's content.
-enum Content {
-    Records(Records),
-    Hello(Box<Hello>),
-    Welcome(Welcome),
-    Load(Load),
-}
-
-fn read(opened: &crate::record::header::Opened, body: &[u8]) -> Result<Content> {
-    Ok(match opened.header.kind {
-        MessageKind::Records => Content::Records(Records::decode(body)?),
-        MessageKind::Hello => Content::Hello(Box::new(Hello::decode(body)?)),
-        MessageKind::Welcome => Content::Welcome(Welcome::decode(body)?),
-        MessageKind::Load => Content::Load(Load::decode(body)?),
-        other => {
-            return Err(Error::decode(format!("a `{}` in the queue of records", other.as_str())));
-        }
-    })
-}
-
-async fn other(engine: &Engine, neighbour: &Neighbour, content: Content) -> Result<()> {
-    let mut session = engine.store.begin().await?;
-    crate::store::seal::lock(&mut session).await?;
-    let mut context = engine.context(&mut session).await?;
-    match content {
-        Content::Records(_) => {}
-        Content::Hello(hello) => {
-            hello::heard(engine, &mut session, &mut context, neighbour, &hello).await?;
-        }
-        Content::Welcome(welcome) => {
-            hello::welcomed(&mut session, &mut context, neighbour, &welcome).await?;
-            engine.activity.moved(1);
-        }
-        Content::Load(load) => {
-            joins::load(&mut session, &mut context, &load).await?;
-            engine.activity.moved(load.rows.len());
-        }
-    }
-    settle::contact(&mut session, neighbour, time::now()).await?;
-    session.commit().await
-}
-
-async fn hold(
-    engine: &Engine,
-    neighbour: &Neighbour,
-    delivery: &Delivery,
-    error: &Error,
-) -> Result<()> {
-    hold_body(engine, neighbour, &delivery.body, error).await
-}
-
-/// Keeps a message that cannot be read, as it came.
-async fn hold_body(
-    engine: &Engine,
-    neighbour: &Neighbour,
-    body: &[u8],
-    error: &Error,
-) -> Result<()> {
-    tracing::error!(
-        link.peer = %neighbour.nickname, error = %error.chain(),
-        "a message that cannot be read is held"
-    );
-    let mut session = engine.store.begin().await?;
-    let (reason, now, patience) = (error.chain(), time::now(), engine.patience());
-    held::messages::write(&mut session, neighbour.id, false, body, &reason, patience, now).await?;
-    session.commit().await
 }
 
 /// Takes requests to join in, until stopped.

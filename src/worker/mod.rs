@@ -6,12 +6,19 @@
 //! them. A task that fails backs off and starts over from the database: no task ends the others.
 
 pub mod activity;
+mod control;
 mod deliver;
 pub mod engine;
+mod greeter;
 mod hello;
+mod intake;
 mod joins;
 mod links;
 mod reply;
+mod restore;
+mod rows;
+#[cfg(test)]
+pub(crate) mod steps;
 pub(crate) mod tasks;
 mod unreadable;
 

@@ -4,18 +4,19 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 
-use super::deliver;
-use super::engine::Engine;
+use super::engine::{Context, Engine};
+use super::{deliver, restore, rows};
 use crate::error::{Error, Result};
 use crate::failpoint::crash_point;
 use crate::id::RecordId;
+use crate::link::{Inbound, Range, Word};
 use crate::publisher::relay;
 use crate::record::header::{self, Header, MessageKind};
 use crate::record::messages::{AckGroup, AckReason, AckState, Acks};
 use crate::state::State;
 use crate::store::apply::Outcome;
 use crate::store::books::{self, Neighbour};
-use crate::store::{Session, held, imports, settle, time};
+use crate::store::{Session, held, imports, links, settle, time};
 use crate::transport::{Lane, Outcome as Published};
 
 /// Records in one acknowledgement at the most.
@@ -42,6 +43,77 @@ pub(super) async fn acknowledge(
         imports::confirmed(&mut session, neighbour.id, committed).await?;
         session.commit().await?;
     }
+    Ok(())
+}
+
+/// Tells a neighbour up to where its messages have come in: the answer to each hello.
+pub(super) async fn position(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    inbound: &Inbound,
+) -> Result<()> {
+    say(engine, neighbour, inbound, Vec::new()).await
+}
+
+async fn say(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    inbound: &Inbound,
+    gaps: Vec<Range>,
+) -> Result<()> {
+    let (in_epoch, in_number) = (inbound.epoch(), inbound.floor());
+    let body = Acks { in_epoch, in_number, gaps, ..Acks::default() }.encode()?;
+    send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
+    Ok(())
+}
+
+/// Asks for what is missing, once it has been for a while and was not asked for lately. Says whether
+/// something is missing.
+pub(super) async fn ask(engine: &Engine, neighbour: &Neighbour) -> Result<bool> {
+    let mut session = engine.store.read().await?;
+    let inbound = links::inbound(&mut session, neighbour.id).await?;
+    session.rollback().await?;
+    if inbound.due(time::now()).is_empty() {
+        return Ok(inbound.has_gaps());
+    }
+    let _busy = engine.activity.busy();
+    let mut session = engine.store.begin().await?;
+    links::lock(&mut session, neighbour.id).await?;
+    let mut inbound = links::inbound(&mut session, neighbour.id).await?;
+    let now = time::now();
+    let due = inbound.due(now);
+    inbound.asked(now);
+    links::save_asked(&mut session, neighbour.id, &inbound).await?;
+    session.commit().await?;
+    if !due.is_empty() {
+        tracing::info!(link.peer = %neighbour.nickname, gaps = ?due, "messages are missing: asked for again");
+        say(engine, neighbour, &inbound, due).await?;
+    }
+    Ok(inbound.has_gaps())
+}
+
+/// Records that are said again to a neighbour that has fallen back, the newest.
+const KNOWN_MAX: i64 = 40_000;
+
+/// Tells a neighbour what it sent and we have, as far back as it may matter.
+pub(super) async fn acknowledge_known(engine: &Engine, neighbour: &Neighbour) -> Result<()> {
+    let mut session = engine.store.read().await?;
+    let known = imports::newest(&mut session, neighbour.id, KNOWN_MAX).await?;
+    session.rollback().await?;
+    let state = State::AlreadyCommitted;
+    let outcomes: Vec<Outcome> =
+        known.into_iter().map(|uuid| Outcome { uuid, state, message: None }).collect();
+    acknowledge(engine, neighbour, &outcomes, (0, 0)).await
+}
+
+/// Asks for whole rows.
+pub(super) async fn ask_rows(
+    engine: &Engine,
+    neighbour: &Neighbour,
+    rows: Vec<(String, String)>,
+) -> Result<()> {
+    let body = Acks { rows, ..Acks::default() }.encode()?;
+    send(engine, neighbour, MessageKind::Acks, Lane::Acks, &body).await?;
     Ok(())
 }
 
@@ -122,14 +194,14 @@ fn acks(outcomes: &[Outcome], last: (u64, u64)) -> Acks {
     Acks::new(last.0, last.1, by_state.into_values().collect(), reasons)
 }
 
-/// Seals a body for a neighbour, publishes it and waits for the confirm.
+/// Seals a body for a neighbour, publishes it and waits for the confirm. Yields its number.
 pub(super) async fn send(
     engine: &Engine,
     neighbour: &Neighbour,
     kind: MessageKind,
     lane: Lane,
     body: &[u8],
-) -> Result<()> {
+) -> Result<u64> {
     let mut session = engine.store.begin().await?;
     let identity = crate::store::books::identity(&mut session).await?;
     let (epoch, number) = match lane {
@@ -146,7 +218,7 @@ pub(super) async fn send(
     let outgoing = relay::outgoing(&header, neighbour, lane, sealed);
     let outcomes = engine.transport_of(neighbour)?.publish(vec![outgoing]).await?;
     match outcomes.into_iter().next() {
-        Some(Published::Confirmed) => Ok(()),
+        Some(Published::Confirmed) => Ok(number),
         Some(Published::Refused(reason)) => Err(Error::unreachable(format!(
             "the {} for `{}` is not with the broker: {reason}",
             kind.as_str(),
@@ -164,9 +236,10 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
     let context = engine.context(&mut session).await?;
     let now = time::now();
     let mut moved = 0;
+    let (mut skipped, mut room) = (Vec::new(), false);
     for body in bodies {
         let acks =
-            deliver::open(&context, neighbour, body).and_then(|(_, body)| Acks::decode(&body));
+            deliver::open(&context, neighbour, body).and_then(|acks| Acks::decode(&acks.body()?));
         let acks = match acks {
             Ok(acks) => acks,
             Err(error) => {
@@ -184,13 +257,20 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
                 continue;
             }
         };
-        moved += take(&mut session, neighbour, acks).await?;
+        let taken = take(engine, &mut session, &context, neighbour, acks).await?;
+        moved += taken.moved;
+        skipped.extend(taken.skipped);
+        room |= taken.room;
     }
     settle::contact(&mut session, neighbour, now).await?;
     crash_point!("settle.begun");
     session.commit().await?;
     engine.activity.moved(usize::try_from(moved).unwrap_or(usize::MAX));
-    if moved > 0 {
+    if !skipped.is_empty() {
+        // What went in them goes again, in others.
+        engine.ask_hello(neighbour.id, skipped);
+    }
+    if moved > 0 || room {
         // There is room in the window again.
         engine.outbox.notify_waiters();
     }
@@ -204,15 +284,32 @@ pub(super) async fn settle(engine: &Engine, neighbour: &Neighbour, bodies: &[Byt
 pub(super) async fn settle_one(engine: &Engine, neighbour: &Neighbour, body: &Bytes) -> Result<()> {
     let mut session = engine.store.begin().await?;
     let context = engine.context(&mut session).await?;
-    let (_, body) = deliver::open(&context, neighbour, body)?;
-    take(&mut session, neighbour, Acks::decode(&body)?).await?;
+    let acks = deliver::open(&context, neighbour, body)?;
+    let acks = Acks::decode(&acks.body()?)?;
+    let taken = take(engine, &mut session, &context, neighbour, acks).await?;
     session.commit().await?;
-    engine.outbox.notify_waiters();
+    engine.ask_hello(neighbour.id, taken.skipped);
     Ok(())
 }
 
-/// Books what an acknowledgement says. Says how many records moved.
-async fn take(session: &mut Session, neighbour: &Neighbour, acks: Acks) -> Result<u64> {
+/// What an acknowledgement came to.
+struct Taken {
+    /// Records that moved.
+    moved: u64,
+    /// Numbers that will not come any more.
+    skipped: Vec<Range>,
+    /// Whether there may be something to send now.
+    room: bool,
+}
+
+/// Books what an acknowledgement says.
+async fn take(
+    engine: &Engine,
+    session: &mut Session,
+    context: &Context,
+    neighbour: &Neighbour,
+    acks: Acks,
+) -> Result<Taken> {
     let mut moved = 0;
     for group in acks.groups {
         let state = match group.state {
@@ -227,5 +324,12 @@ async fn take(session: &mut Session, neighbour: &Neighbour, acks: Acks) -> Resul
     let reasons: Vec<(RecordId, String)> =
         acks.reasons.into_iter().map(|reason| (reason.record, reason.message)).collect();
     settle::reasons(session, neighbour, &reasons).await?;
-    Ok(moved)
+    let word = Word { epoch: acks.in_epoch, number: acks.in_number, gaps: acks.gaps };
+    let reaction = links::hear(session, neighbour, &word, time::now()).await?;
+    if reaction.beyond {
+        let why = "it has messages that were never sent";
+        restore::note(engine, session, neighbour, why).await?;
+    }
+    let rows = rows::wanted(session, context, neighbour, &acks.rows).await?;
+    Ok(Taken { moved, skipped: reaction.skipped, room: reaction.advanced || rows > 0 })
 }

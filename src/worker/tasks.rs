@@ -11,15 +11,17 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::Engine;
-use super::{deliver, links, unreadable};
+use super::{deliver, links, restore, unreadable};
+use crate::alarm::{self, Alarm, Condition};
 use crate::error::{Error, Kind, Result};
 use crate::publisher::relay;
 use crate::store::books::{self, LinkState, Neighbour, Role, cleanup};
+use crate::store::held::{self, HoldKind};
 use crate::store::{time, track};
 
-/// First and longest pause after a failure.
+/// First and longest pause after a failure: when the cause is gone, records flow within 15 s.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
-const PAUSE_MAX: Duration = Duration::from_secs(15);
+const PAUSE_MAX: Duration = Duration::from_secs(4);
 
 /// How often the list of neighbours is looked at.
 const NEIGHBOURS_EVERY: Duration = Duration::from_millis(500);
@@ -42,9 +44,10 @@ pub(crate) enum Duty {
 /// Runs the tasks of a duty until `stop` is cancelled.
 pub(crate) async fn run(engine: Arc<Engine>, duty: Duty, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
-    tasks.spawn(seal(Arc::clone(&engine), stop.clone()));
+    tasks.spawn(seal(Arc::clone(&engine), duty, stop.clone()));
     if duty == Duty::All {
         tasks.spawn(chores(Arc::clone(&engine), stop.clone()));
+        tasks.spawn(alarm::run(Arc::clone(&engine), stop.clone()));
     }
     tasks.spawn(neighbours(Arc::clone(&engine), duty, stop.clone()));
     while let Some(ended) = tasks.join_next().await {
@@ -87,6 +90,7 @@ pub(super) async fn trouble(
         tracing::debug!(task = who, error = %error.chain(), "a lock is in the way");
     } else {
         engine.activity.failed(who, error);
+        alarm::notice(engine, who, error);
         tracing::warn!(task = who, error = %error.chain(), "failed, and is tried again");
     }
     tokio::select! {
@@ -96,11 +100,30 @@ pub(super) async fn trouble(
 }
 
 /// Seals what is committed: at once when a writer in this process rings, else by polling.
-async fn seal(engine: Arc<Engine>, stop: CancellationToken) {
+async fn seal(engine: Arc<Engine>, duty: Duty, stop: CancellationToken) {
     let mut pause = Pause::new();
     let mut first = Some(engine.activity.busy());
+    let mut restoring = None;
     loop {
-        match relay::seal(&engine).await {
+        let mut done = relay::seal(&engine).await;
+        if duty == Duty::Publish
+            && engine.fallen().is_some()
+            && let Ok(records) = done
+        {
+            done = restore::look_again(&engine).await.map(|()| records);
+        }
+        if duty == Duty::All
+            && let Ok(records) = done
+        {
+            if engine.fallen().is_some() && restoring.is_none() {
+                restoring = Some(engine.activity.busy());
+            }
+            done = restore::renew_if_due(&engine).await.map(|()| records);
+            if engine.fallen().is_none() {
+                drop(restoring.take());
+            }
+        }
+        match done {
             Ok(records) => {
                 pause.reset();
                 engine.activity.succeeded("relay");
@@ -131,7 +154,14 @@ async fn seal(engine: Arc<Engine>, stop: CancellationToken) {
 async fn chores(engine: Arc<Engine>, stop: CancellationToken) {
     let mut pause = Pause::new();
     let mut looked: Option<Instant> = None;
+    let mut seen = i64::MAX; // what a process before us saw is not known
     loop {
+        let now = time::now();
+        if now < seen && mend_times(&engine, now).await.is_err() {
+            seen = i64::MAX;
+        } else {
+            seen = now;
+        }
         let look = looked.is_none_or(|at| at.elapsed() >= CATALOG_EVERY);
         if look {
             looked = Some(Instant::now());
@@ -174,6 +204,19 @@ async fn round(engine: &Engine, look: bool) -> Result<()> {
     Ok(())
 }
 
+/// What a process before us left: where the clock went back, and once for each process.
+async fn mend_times(engine: &Engine, now: i64) -> Result<()> {
+    let mut session = engine.store.begin().await?;
+    let count = books::clock::went_back(&mut session, now).await?;
+    // Our own word on how classes merge stands in the configuration, which is read once.
+    held::stir_kind(&mut session, HoldKind::MergeDiffers).await?;
+    session.commit().await?;
+    if count > 0 {
+        tracing::warn!(count, "the clock went back: what waited for a later time is due now");
+    }
+    Ok(())
+}
+
 /// Triggers that are gone (a table was rebuilt, a partition added) or whose class has other columns
 /// now are brought up to date, with an alarm: what was written meanwhile may be missing.
 async fn mend_capture(engine: &Engine) -> Result<()> {
@@ -184,21 +227,19 @@ async fn mend_capture(engine: &Engine) -> Result<()> {
     if broken.is_empty() {
         return Ok(());
     }
-    tracing::error!(
-        classes = broken.join(", "),
-        "capture was gone or out of date: it is brought up to date now, and what was written \
-         meanwhile may be missing elsewhere"
+    let classes = broken.join(", ");
+    let text = format!(
+        "capture of `{classes}` was gone or out of date: it is brought up to date now, and what \
+         was written meanwhile may be missing elsewhere"
     );
+    engine.alarms.event(Alarm::new(Condition::Capture, classes, text));
     let mut session = engine.store.begin().await?;
     let report = track::track(&mut session, engine.config.track_request()).await?;
     books::audit::note(&mut session, "branchline", "capture mended", &broken.join(", ")).await?;
     session.commit().await?;
     for refusal in report.refusals {
-        tracing::error!(
-            class = refusal.class,
-            reason = refusal.text,
-            "cannot be captured any more"
-        );
+        let text = format!("`{}` cannot be captured any more: {}", refusal.class, refusal.text);
+        engine.alarms.raise(Alarm::new(Condition::Capture, refusal.class, text));
     }
     Ok(())
 }

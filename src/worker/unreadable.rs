@@ -4,7 +4,7 @@
 use bytes::Bytes;
 
 use super::engine::Engine;
-use super::{links, reply};
+use super::{intake, reply};
 use crate::error::Result;
 use crate::id::RecordId;
 use crate::record::header::{MessageKind, Opened};
@@ -63,7 +63,7 @@ async fn again(
     let taken = if message.acks {
         reply::settle_one(engine, neighbour, body).await
     } else {
-        links::take_one(engine, neighbour, body).await
+        intake::take_one(engine, neighbour, body).await
     };
     match taken {
         Ok(()) => Ok(None),
@@ -76,8 +76,12 @@ async fn again(
 /// not believed: at worst a message goes that nobody could have read.
 async fn came_otherwise(engine: &Engine, message: &Message, body: &Bytes) -> Result<bool> {
     let mut session = engine.store.read().await?;
+    let kind = Opened::parse(body.clone()).ok().map(|opened| opened.header.kind);
     let known = if message.acks {
         messages::all_answered(&mut session, message.server, message.held_at).await?
+    } else if kind == Some(MessageKind::Hello) {
+        // Whoever was heard of since has said hello since.
+        messages::heard_since(&mut session, message.server, message.held_at).await?
     } else {
         let records = records(body);
         !records.is_empty() && messages::all_came(&mut session, message.server, &records).await?

@@ -206,7 +206,7 @@ async fn exit_statuses_are_those_of_the_contract() {
         (&["status", "--database-url", "mysql://h/x"], 2, "postgres://"),
         (&["status", "--database-url", "sqlite:/nonexistent.db"], 2, "/nonexistent.db"),
         (&["status", "--database-url", "postgres://u:secret@127.0.0.1:1/x"], 4, "127.0.0.1:1"),
-        (&["held", "list"], 2, "later release"),
+        (&["verify"], 2, "later release"),
         (&["--version"], 0, ""),
     ];
     for (arguments, expected, text) in cases {

@@ -6,6 +6,8 @@ mod capture_sqlite;
 mod cli;
 mod faults;
 mod interceptor;
+mod link;
 mod openmrs;
+mod shops;
 mod transport;
 mod tree;

@@ -101,9 +101,15 @@ impl TestServer {
     /// Runs a command to its end, whatever that is.
     #[track_caller]
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
+        self.run_with(arguments, &[])
+    }
+
+    /// Runs a command to its end with more variables in its environment.
+    #[track_caller]
+    pub(crate) fn run_with(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Ended {
         let output = tempfile::tempdir_in(self.dir()).unwrap();
         let (out, err) = (output.path().join("out"), output.path().join("err"));
-        let child = self.spawn(arguments, &out, &err);
+        let child = self.spawn("", arguments, environment, &out, &err);
         let status = within(child, COMMAND_WITHIN);
         let read = |path| String::from_utf8_lossy(&std::fs::read(path).unwrap()).into_owned();
         let (stdout, stderr) = (read(&out), read(&err));
@@ -144,8 +150,19 @@ impl TestServer {
             .collect()
     }
 
-    fn spawn(&self, arguments: &[&str], out: &Path, err: &Path) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_branchline"));
+    fn spawn(
+        &self,
+        shell: &str,
+        arguments: &[&str],
+        environment: &[(&str, &str)],
+        out: &Path,
+        err: &Path,
+    ) -> Child {
+        let program = env!("CARGO_BIN_EXE_branchline");
+        let mut command = Command::new(if shell.is_empty() { program } else { "sh" });
+        if !shell.is_empty() {
+            command.args(["-c", &format!("{shell}; exec \"$0\" \"$@\""), program]);
+        }
         // What the developer has set for himself is not for the tests.
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("BRANCHLINE_") {
@@ -156,6 +173,7 @@ impl TestServer {
             .args(arguments)
             .current_dir(self.dir())
             .env("RUST_BACKTRACE", "1")
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(std::fs::File::create(out).unwrap())
             .stderr(std::fs::File::create(err).unwrap())
@@ -203,10 +221,39 @@ impl TestServer {
     /// Starts `branchline worker`, which is killed when this is dropped.
     #[track_caller]
     pub(crate) fn spawn_worker(&self) -> TestWorker {
+        self.spawn_worker_with(&[])
+    }
+
+    /// The same with more variables in its environment.
+    #[track_caller]
+    pub(crate) fn spawn_worker_with(&self, environment: &[(&str, &str)]) -> TestWorker {
+        self.spawn_worker_in("", environment)
+    }
+
+    /// The same behind the words of a shell, which sets limits.
+    #[track_caller]
+    pub(crate) fn spawn_worker_in(&self, shell: &str, environment: &[(&str, &str)]) -> TestWorker {
         let number = std::fs::read_dir(self.dir()).unwrap().count();
         let log = self.dir().join(format!("worker-{number}.log"));
-        let child = self.spawn(&["worker", "-v"], &self.dir().join("worker.out"), &log);
+        let out = self.dir().join("worker.out");
+        let child = self.spawn(shell, &["worker", "-v"], environment, &out, &log);
         TestWorker { child, log, nickname: self.nickname.clone() }
+    }
+
+    // The database as a whole. Neither a worker nor a command may be running.
+
+    /// A copy of the database as it is now.
+    #[track_caller]
+    pub(crate) fn backup(&self) -> TestDatabase {
+        self.sql.close();
+        self.database.copied(&self.nickname)
+    }
+
+    /// Puts the database back to what it was.
+    #[track_caller]
+    pub(crate) fn restore(&self, backup: &TestDatabase) {
+        self.sql.close();
+        self.database.put_back(backup);
     }
 
     // The database, by a connection of its own.
@@ -217,6 +264,11 @@ impl TestServer {
         self.sql
             .run(sql)
             .unwrap_or_else(|failure| panic!("{} on {}: {failure}", sql, self.nickname));
+    }
+
+    /// Runs statements that may fail.
+    pub(crate) fn try_sql(&self, sql: &str) -> Result<(), String> {
+        self.sql.run(sql)
     }
 
     /// Runs statements in one transaction.
@@ -278,6 +330,17 @@ impl TestWorker {
             );
             std::thread::sleep(POLL_EVERY);
         }
+    }
+
+    /// Whether the process has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Sends its process a signal, by name.
+    pub(crate) fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").args([&format!("-{signal}"), &pid]).status();
     }
 
     /// The end of what it said.

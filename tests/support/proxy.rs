@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -25,6 +26,12 @@ struct Line {
     cuts: watch::Sender<u64>,
     injected: broadcast::Sender<Vec<u8>>,
     accepted: AtomicUsize,
+    /// What clients send is thrown away, and nobody is told.
+    half_open: AtomicBool,
+    /// Bytes of the service's that still pass before every connection is reset; below zero: all.
+    allowance: AtomicI64,
+    /// How long each piece takes, in milliseconds.
+    delay: AtomicU64,
 }
 
 impl Proxy {
@@ -36,6 +43,9 @@ impl Proxy {
             cuts: watch::channel(0).0,
             injected: broadcast::channel(16).0,
             accepted: AtomicUsize::new(0),
+            half_open: AtomicBool::new(false),
+            allowance: AtomicI64::new(-1),
+            delay: AtomicU64::new(0),
         });
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -66,6 +76,27 @@ impl Proxy {
     /// Passes on again, what came meanwhile included.
     pub(crate) fn resume(&self) {
         self.line.stalled.send_replace(false);
+    }
+
+    /// Throws away what clients send from now on, while all looks well to them; or no more, for
+    /// connections that are made from then on.
+    pub(crate) fn half_open(&self, lost: bool) {
+        self.line.half_open.store(lost, Ordering::SeqCst);
+        if !lost {
+            self.cut();
+        }
+    }
+
+    /// Lets so many bytes of either side's pass, then resets every connection, in the middle of
+    /// whatever it is.
+    pub(crate) fn reset_after(&self, bytes: u32) {
+        self.line.allowance.store(bytes.into(), Ordering::SeqCst);
+    }
+
+    /// Takes so long for each piece, of 4 KiB at the most; zero: none.
+    pub(crate) fn slow(&self, piece: Duration) {
+        let millis = u64::try_from(piece.as_millis()).unwrap();
+        self.line.delay.store(millis, Ordering::SeqCst);
     }
 
     /// Stops listening and resets what is open: connecting is refused from now on.
@@ -120,8 +151,8 @@ async fn pass(client: TcpStream, line: Arc<Line>) {
     let (from_server, to_server) = server.into_split();
     let (_, nothing) = broadcast::channel(1);
     tokio::select! {
-        () = copy(from_client, to_server, line.stalled.subscribe(), nothing) => {}
-        () = copy(from_server, to_client, line.stalled.subscribe(), injected) => {}
+        () = copy(from_client, to_server, &line, true, nothing) => {}
+        () = copy(from_server, to_client, &line, false, injected) => {}
         _ = cuts.changed() => {}
     }
 }
@@ -129,21 +160,42 @@ async fn pass(client: TcpStream, line: Arc<Line>) {
 async fn copy(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut stalled: watch::Receiver<bool>,
+    line: &Line,
+    from_client: bool,
     mut injected: broadcast::Receiver<Vec<u8>>,
 ) {
+    let mut stalled = line.stalled.subscribe();
     let mut buffer = vec![0; 64 << 10];
     loop {
         if stalled.wait_for(|stalled| !stalled).await.is_err() {
             return;
         }
-        let bytes = tokio::select! {
-            read = from.read(&mut buffer) => match read {
+        let delay = Duration::from_millis(line.delay.load(Ordering::SeqCst));
+        let room = if delay.is_zero() { buffer.len() } else { 4 << 10 };
+        let mut bytes = tokio::select! {
+            read = from.read(&mut buffer[..room]) => match read {
                 Ok(0) | Err(_) => return,
                 Ok(size) => buffer[..size].to_vec(),
             },
             Ok(bytes) = injected.recv() => bytes,
         };
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        if from_client && line.half_open.load(Ordering::SeqCst) {
+            continue;
+        }
+        let allowed = line.allowance.load(Ordering::SeqCst);
+        if allowed >= 0 {
+            bytes.truncate(usize::try_from(allowed).unwrap());
+            let left = allowed - i64::try_from(bytes.len()).unwrap();
+            line.allowance.store(if left > 0 { left } else { -1 }, Ordering::SeqCst);
+            if left == 0 {
+                let _ = to.write_all(&bytes).await;
+                line.cuts.send_modify(|cuts| *cuts += 1);
+                return;
+            }
+        }
         // It may have come just as the stall began.
         if stalled.wait_for(|stalled| !stalled).await.is_err()
             || to.write_all(&bytes).await.is_err()

@@ -183,6 +183,52 @@ impl TestDatabase {
     }
 }
 
+impl TestDatabase {
+    /// A copy of it as it is now. Nobody may be connected.
+    pub(crate) fn copied(&self, prefix: &str) -> Self {
+        match &self.place {
+            Place::Postgres { name } => postgres_database(prefix, name),
+            Place::Sqlite { path, .. } => {
+                let copy = new_sqlite(prefix);
+                copy_sqlite(path, copy.path().unwrap());
+                copy
+            }
+        }
+    }
+
+    /// Puts it back to what `backup` is. Nobody may be connected.
+    pub(crate) fn put_back(&self, backup: &Self) {
+        match (&self.place, &backup.place) {
+            (Place::Postgres { name }, Place::Postgres { name: from }) => {
+                for sql in [
+                    format!("DROP DATABASE {name} WITH (FORCE)"),
+                    format!("CREATE DATABASE {name} TEMPLATE {from}"),
+                ] {
+                    block_on(postgres::execute(postgres_url(), &sql))
+                        .unwrap_or_else(|failure| panic!("{sql}: {failure}"));
+                }
+            }
+            (Place::Sqlite { path, .. }, Place::Sqlite { path: from, .. }) => {
+                copy_sqlite(from, path);
+            }
+            _ => panic!("a backup is of the same kind"),
+        }
+    }
+}
+
+/// Copies a SQLite database with what its write-ahead log holds.
+fn copy_sqlite(from: &std::path::Path, to: &std::path::Path) {
+    for end in ["", "-wal", "-shm"] {
+        let with = |path: &std::path::Path| PathBuf::from(format!("{}{end}", path.display()));
+        let (from, to) = (with(from), with(to));
+        if from.exists() {
+            std::fs::copy(from, to).unwrap();
+        } else {
+            let _ = std::fs::remove_file(to);
+        }
+    }
+}
+
 impl Drop for TestDatabase {
     fn drop(&mut self) {
         let Place::Postgres { name } = &self.place else { return };

@@ -90,9 +90,15 @@ impl Decider<'_> {
                     self.warn_set(table);
                     Some(Key::Set)
                 }
-                None if self.request.add_uuid => Some(Key::NewUuid),
+                None if self.request.add_uuid && self.request.fills_uuid => Some(Key::NewUuid),
                 None => {
-                    self.no_key(table, "it has neither a primary key nor a uuid");
+                    let why = if self.request.add_uuid {
+                        "it has neither a primary key nor a uuid, and SQLite has no way to give one \
+                         to rows that come later: give it an INTEGER PRIMARY KEY first"
+                    } else {
+                        "it has neither a primary key nor a uuid"
+                    };
+                    self.no_key(table, why);
                     None
                 }
             },
@@ -218,7 +224,8 @@ impl Decider<'_> {
         self.warn(
             class,
             "it gets a uuid column: rows that stand on several servers already get another uuid on \
-             each, so add it on one server before the others copy its data",
+             each, so add it on one server before the others copy its data; an INSERT of the host \
+             that names no columns fails from now on",
         );
     }
 

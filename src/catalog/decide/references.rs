@@ -236,11 +236,14 @@ impl Decider<'_> {
 
 fn suspicion(table: &str, lines: &[(&str, Option<String>)]) -> String {
     let names: Vec<&str> = lines.iter().map(|(column, _)| *column).collect();
+    let looks = match names.len() {
+        1 => "looks like a reference to a local id",
+        _ => "look like references to local ids",
+    };
     let mut text = format!(
-        "{} look{} like references to local ids and would point at other rows elsewhere; say which \
-         in branchline.toml (or --assume-plain):",
-        quoted(&names),
-        if names.len() == 1 { "s" } else { "" }
+        "{} {looks} and would point at other rows elsewhere; say which in branchline.toml (or \
+         --assume-plain):",
+        quoted(&names)
     );
     for (column, target) in lines {
         let place = format!("\n  table = \"{table}\"\n  column = \"{column}\"");

@@ -124,7 +124,10 @@ fn an_integer_key_without_a_uuid_is_refused_with_the_ways_out() {
     assert!(refusal(&decision, "heap").contains("neither a primary key nor a uuid"));
 
     let keys = HashMap::from([("shop".to_owned(), vec!["code".to_owned()])]);
-    let decision = decide(&tables, &Request { keys, add_uuid: true, ..all() });
+    let asked = Request { keys, add_uuid: true, ..all() };
+    let heap = decide(&tables, &asked);
+    assert!(refusal(&heap, "heap").contains("give it an INTEGER PRIMARY KEY"));
+    let decision = decide(&tables, &Request { fills_uuid: true, ..asked });
     assert_eq!(line(&decision, "shop"), "code");
     assert_eq!(line(&decision, "till"), "uuid");
     assert_eq!(

@@ -331,10 +331,16 @@ impl Applier<'_> {
                 reason = %reason.text, "a record is held"
             );
             let (source, patience) = (self.source.id, self.patience);
-            held::write(session, self.catalog, source, incoming, &reason, patience, self.now)
-                .await?;
-            let item = std::iter::once((incoming, record.items.len()));
-            self.pass_on(session, actors, item).await?;
+            if incoming.is_state() {
+                let kept = incoming.to_be_held()?;
+                held::write(session, self.catalog, source, &kept, &reason, patience, self.now)
+                    .await?;
+            } else {
+                held::write(session, self.catalog, source, incoming, &reason, patience, self.now)
+                    .await?;
+                let item = std::iter::once((incoming, record.items.len()));
+                self.pass_on(session, actors, item).await?;
+            }
             crash_point!("held.written");
         }
         imports::failed(session, self.source.id, incoming, state, &reason.text, self.now).await?;

@@ -16,6 +16,7 @@ mod run;
 mod sweep;
 mod unique;
 mod view;
+mod whole;
 mod write;
 
 pub use resolve::{Keep, resolve};

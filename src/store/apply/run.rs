@@ -127,11 +127,13 @@ impl Applier<'_> {
         entries.extend(shown.revived.into_iter().map(revived));
         states.save(session, actors).await?;
         conflicts::write(session, actors, entries, self.now).await?;
-        let imports = slice.iter().map(|record| record.incoming);
+        // States of rows are no records, unless they were held as such.
+        let booked = slice.iter().filter(|r| r.held.is_some() || !r.incoming.is_state());
+        let imports = booked.map(|record| record.incoming);
         imports::committed(session, self.source.id, imports, self.now).await?;
         let held: Vec<i64> = slice.iter().filter_map(|record| record.held).collect();
         held::done(session, &held).await?;
-        let fresh = slice.iter().filter(|record| record.held.is_none());
+        let fresh = slice.iter().filter(|r| r.held.is_none() && !r.incoming.is_state());
         self.pass_on(session, actors, fresh.map(|r| (r.incoming, r.items.len()))).await?;
         Ok(shown.touched)
     }

@@ -8,7 +8,7 @@ use crate::failpoint::crash_point;
 use crate::record::{Body, header::Opened};
 use crate::state::State;
 use crate::store::Session;
-use crate::store::held;
+use crate::store::held::{self, HoldKind};
 use crate::store::session::Row;
 
 /// A line of `sync_held`.
@@ -20,7 +20,7 @@ pub struct Held {
     pub original_uuid: Option<Uuid>,
     /// The record by its name on the hop it came by.
     pub uuid: Option<Uuid>,
-    /// The neighbour that sent it; `None` when it is gone.
+    /// The neighbour that sent it, or this server for a row of its own; `None` when it is gone.
     pub server: Option<String>,
     /// Why, by kind.
     pub kind: String,
@@ -56,7 +56,9 @@ pub enum Content {
     Message(usize, Option<String>),
 }
 
-const SELECT: &str = "SELECT h.id, h.original_uuid, h.uuid, s.nickname, h.kind, h.reason, h.classes, \
+const SELECT: &str = "SELECT h.id, h.original_uuid, h.uuid, \
+    CASE WHEN h.server_id = 0 THEN (SELECT nickname FROM @sync_self) ELSE s.nickname END, \
+    h.kind, h.reason, h.classes, \
     h.retry_count, h.next_attempt, h.held_at";
 const FROM: &str = "FROM @sync_held h LEFT JOIN @sync_server s ON s.id = h.server_id";
 
@@ -117,9 +119,10 @@ pub async fn show(session: &mut Session, id: i64) -> Result<Shown> {
     let row =
         session.query_one("SELECT payload FROM @sync_held WHERE id = $1", vec![id.into()]).await?;
     let payload = row.bytes(0)?;
-    let content = match held.original_uuid {
-        Some(_) => Content::Record(Box::new(held::body(payload)?)),
-        None => Content::Message(payload.len(), says(payload)),
+    let content = if held.kind == HoldKind::Undecodable.as_str() {
+        Content::Message(payload.len(), says(payload))
+    } else {
+        Content::Record(Box::new(held::body(payload)?))
     };
     Ok(Shown { held, waits_for, content })
 }
@@ -156,9 +159,9 @@ pub async fn drop(session: &mut Session, id: i64, actor: &str) -> Result<Held> {
         held::answers::note(session, &[id], rejected, Some(&reason)).await?;
     }
     held::remove(session, &[id]).await?;
-    let what = held.original_uuid.map_or("a message that cannot be read".to_owned(), |uuid| {
-        format!("record {uuid} ({})", held.classes)
-    });
+    let what = held
+        .original_uuid
+        .map_or("no record".to_owned(), |uuid| format!("record {uuid} ({})", held.classes));
     let from = held.server.as_deref().unwrap_or("a server that is gone");
     let detail = format!("{id}: {what} of `{from}`, {}: {}", held.kind, held.reason);
     audit::note(session, actor, "held drop", &detail).await?;

@@ -158,3 +158,74 @@ pub async fn evict_expired(session: &mut Session, actor: &str) -> Result<u64> {
     }
     Ok(rows.len() as u64)
 }
+
+/// Loads that went in messages up to `number`, all of which the child has now, are done with.
+pub async fn load_arrived(session: &mut Session, server_id: i64, number: i64) -> Result<()> {
+    let done = session
+        .execute(
+            "UPDATE @sync_invite SET loaded_at = $3 WHERE server_id = $1 AND loaded_at IS NULL \
+             AND load_to <= $2",
+            vec![server_id.into(), number.into(), Datum::time(crate::store::time::now())],
+        )
+        .await?;
+    if done > 0 {
+        session
+            .execute("DELETE FROM @sync_invite_state WHERE server_id = $1", vec![server_id.into()])
+            .await?;
+    }
+    Ok(())
+}
+
+/// Messages with these numbers are lost: a load that was among them starts over.
+pub async fn load_lost(
+    session: &mut Session,
+    server_id: i64,
+    (from, to): (i64, i64),
+) -> Result<()> {
+    session
+        .execute(
+            "UPDATE @sync_invite SET load_from = NULL, load_to = NULL WHERE server_id = $1 \
+             AND loaded_at IS NULL AND load_from <= $3 AND load_to >= $2",
+            vec![server_id.into(), from.into(), to.into()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// Notes in which messages a load went.
+pub async fn load_sent(
+    session: &mut Session,
+    server_id: i64,
+    (from, to): (u64, u64),
+) -> Result<()> {
+    let stored = |number| i64::try_from(number).unwrap_or(i64::MAX);
+    session
+        .execute(
+            "UPDATE @sync_invite SET load_from = $2, load_to = $3 WHERE server_id = $1 \
+             AND used_at IS NOT NULL AND loaded_at IS NULL",
+            vec![server_id.into(), stored(from).into(), stored(to).into()],
+        )
+        .await?;
+    Ok(())
+}
+
+/// A load that a child has still to get.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadDue {
+    /// The invitation.
+    pub uuid: Uuid,
+    /// Whether values go along.
+    pub values: bool,
+}
+
+/// The load that is to be sent to a child now, if any: of a used invitation, and not under way.
+pub async fn load_due(session: &mut Session, server_id: i64) -> Result<Option<LoadDue>> {
+    let row = session
+        .query_opt(
+            "SELECT uuid, load FROM @sync_invite WHERE server_id = $1 AND used_at IS NOT NULL \
+             AND loaded_at IS NULL AND load_to IS NULL",
+            vec![server_id.into()],
+        )
+        .await?;
+    row.map(|row| Ok(LoadDue { uuid: row.uuid(0)?, values: row.flag(1)? })).transpose()
+}

@@ -199,3 +199,15 @@ pub async fn refused(session: &mut Session, server_id: i64, reason: &str) -> Res
         .await?;
     Ok(())
 }
+
+/// A neighbour of ours refuses what we send, for now: we may be a copy of who it knows.
+pub async fn warned(session: &mut Session, server_id: i64, reason: &str) -> Result<()> {
+    session
+        .execute(
+            "UPDATE @sync_server SET last_contact_state = 'refused', error_message = $1 \
+             WHERE id = $2",
+            vec![reason.into(), server_id.into()],
+        )
+        .await?;
+    Ok(())
+}

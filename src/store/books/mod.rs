@@ -5,9 +5,11 @@
 //! action and its line in `sync_audit` are one. [`write`] is that transaction, repeated when
 //! another process holds a lock.
 
+pub mod alarms;
 pub mod audit;
 pub mod check;
 pub mod cleanup;
+pub mod clock;
 pub mod conflicts;
 pub mod held;
 pub mod identity;

@@ -7,6 +7,7 @@ use super::audit;
 use super::identity::narrow;
 use crate::error::{Error, Result};
 use crate::id::{Incarnation, ServerId};
+use crate::store::links;
 use crate::store::session::Row;
 use crate::store::{Datum, Session};
 
@@ -127,6 +128,12 @@ impl Neighbour {
         }
     }
 
+    /// Whether the link is made.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.state == LinkState::Joined
+    }
+
     /// Whether it is our parent.
     #[must_use]
     pub fn is_parent(&self) -> bool {
@@ -225,6 +232,12 @@ pub async fn set_disabled(
             vec![disabled.into(), server.id.into()],
         )
         .await?;
+    if !disabled {
+        // Whoever enables a server that there were two of says that one is gone.
+        let mut peer = links::peer(session, server.id).await?;
+        peer.forgive();
+        links::save_peer(session, server.id, &peer).await?;
+    }
     let action = if disabled { "servers disable" } else { "servers enable" };
     audit::note(session, actor, action, &named(server)).await
 }

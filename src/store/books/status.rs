@@ -7,6 +7,7 @@ use super::servers::{self, Neighbour, Role};
 use crate::error::Result;
 use crate::state::State;
 use crate::store::Session;
+use crate::store::session::Dialect;
 
 /// How many records are in which state, in the order of [`State::ALL`], states without any left out.
 pub type Counts = Vec<(String, i64)>;
@@ -117,9 +118,13 @@ pub async fn status(session: &mut Session, now: i64) -> Result<Status> {
 
 /// How many changes are not sealed, and when the oldest was made. Marks and notes are none.
 pub async fn unsealed(session: &mut Session) -> Result<(i64, Option<i64>)> {
-    let row = session
-        .query_one("SELECT count(*), min(changed_at) FROM @sync_change WHERE op < 4", Vec::new())
-        .await?;
+    let oldest = match session.dialect() {
+        Dialect::Postgres => "min(changed_at)",
+        // Julian days.
+        Dialect::Sqlite => "strftime('%Y-%m-%dT%H:%M:%fZ', min(changed_at))",
+    };
+    let sql = format!("SELECT count(*), {oldest} FROM @sync_change WHERE op < 4");
+    let row = session.query_one(&sql, Vec::new()).await?;
     Ok((row.int(0)?, row.opt_time(1)?))
 }
 

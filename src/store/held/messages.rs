@@ -33,9 +33,9 @@ pub async fn write(
         .execute(
             "INSERT INTO @sync_held (server_id, kind, reason, classes, payload, held_at, lane, known, \
              next_attempt) SELECT $1, $2, $3, '', $4, $5, $6, $7, $8 \
-             WHERE NOT EXISTS (SELECT 1 FROM @sync_held WHERE original_uuid IS NULL \
+             WHERE NOT EXISTS (SELECT 1 FROM @sync_held WHERE kind = $2 \
              AND server_id = $1 AND payload = $4) \
-             AND (SELECT count(*) FROM @sync_held WHERE original_uuid IS NULL AND server_id = $1) < $9",
+             AND (SELECT count(*) FROM @sync_held WHERE kind = $2 AND server_id = $1) < $9",
             vec![
                 server.into(),
                 HoldKind::Undecodable.as_str().into(),
@@ -73,7 +73,7 @@ pub async fn due(session: &mut Session, now: i64, limit: i64) -> Result<Vec<Mess
     let rows = session
         .query(
             "SELECT id, server_id, held_at, lane, payload FROM @sync_held \
-             WHERE original_uuid IS NULL AND (next_attempt <= $1 OR coalesce(known, '') <> $2) \
+             WHERE kind = 'UNDECODABLE' AND (next_attempt <= $1 OR coalesce(known, '') <> $2) \
              ORDER BY id LIMIT $3",
             vec![Datum::time(now), known.into(), limit.into()],
         )
@@ -138,4 +138,10 @@ pub async fn all_came(session: &mut Session, server: i64, records: &[RecordId]) 
         session.dialect().any("uuid", 2)
     );
     Ok(session.query_one(&sql, vec![server.into(), list.into()]).await?.int(0)? == wanted)
+}
+
+/// Whether a neighbour was heard of after a message of it was held.
+pub async fn heard_since(session: &mut Session, server: i64, held_at: i64) -> Result<bool> {
+    let sql = "SELECT EXISTS (SELECT 1 FROM @sync_server WHERE id = $1 AND last_contact > $2)";
+    session.query_one(sql, vec![server.into(), Datum::time(held_at)]).await?.flag(0)
 }

@@ -198,7 +198,8 @@ impl Tables {
         Ok(())
     }
 
-    /// The host's triggers, those on partitions included.
+    /// The host's triggers, those on partitions included. One that is guarded does not run where
+    /// changes are applied.
     async fn triggers(&mut self, session: &mut Session) -> Result<()> {
         let sql = format!(
             "SELECT DISTINCT c.oid::bigint, t.tgname FROM {FROM} \

@@ -9,19 +9,22 @@
 //!   `session_replication_role` does not switch them off;
 //! - values are printed under settings of the function, whatever the writer's are (2 µs a call);
 //! - a row is taken whole, as composite text. Whether the table still has the columns that the
-//!   trigger was made for is folded into the plan, which the database makes anew when the table is
+//!   trigger was made for is folded into a plan, which the database makes anew when the table is
 //!   altered ([`support`]); else the names go along, read off the row itself;
 //! - names that a statement does need (keys and references) are tried first: where one is gone, the
 //!   row is captured without references, and the sealer finds them. Conditions from the
 //!   configuration are run by a function of their own that answers "no" when they fail.
 //!
 //! References are looked up by subselects, not joins: a join that was planned for a bulk load in
-//! the same session reads the whole target for every single row after it (20 µs become 1,000).
+//! the same session reads the whole target for every single row after it (20 µs become 1,000). Of an
+//! update only those are looked up that it changed. Old and new rows are paired by a FULL JOIN, which
+//! cannot become a nested loop; an inner join that was planned for one row takes 50 times as long for
+//! a thousand.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::catalog::{Catalog, Class, Column, Slot, Tracked, TypeKind};
-use crate::error::Result;
+use crate::error::{Context as _, Result};
 use crate::store::keysql;
 use crate::store::session::{Dialect, Session, literal, quote};
 
@@ -99,29 +102,33 @@ pub fn drop(tracked: &Tracked) -> Vec<String> {
         .collect()
 }
 
-/// Brings functions and triggers of a class up to date, and touches no table whose triggers are
-/// well: a function can be replaced without waiting for those who write.
+/// Brings functions and triggers of these classes up to date, each in one batch, and touches no table
+/// whose triggers are well: a function can be replaced without waiting for those who write.
 ///
 /// # Errors
-/// Those of the database, and those of [`create`].
-pub async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
-    for function in functions(tracked, catalog)? {
-        session.batch(&function.sql).await?;
-    }
+/// Those of the database, with the class, and those of [`create`].
+pub async fn install(session: &mut Session, classes: &[&Tracked], catalog: &Catalog) -> Result<()> {
     let standing = standing(session).await?;
-    let wanted = targets(tracked);
-    for kind in KINDS {
-        let name = format!("capture_{}_{}", tracked.id, kind.0);
-        let there = standing.get(&name).cloned().unwrap_or_default();
-        for table in wanted.iter().filter(|table| !there.contains(*table)) {
-            for statement in trigger(tracked, table, kind) {
-                session.batch(&statement).await?;
+    for tracked in classes {
+        let mut batch = Vec::new();
+        batch.extend(functions(tracked, catalog)?.into_iter().map(|function| function.sql));
+        let wanted = targets(tracked);
+        for kind in KINDS {
+            let name = format!("capture_{}_{}", tracked.id, kind.0);
+            let there = standing.get(&name).cloned().unwrap_or_default();
+            for table in wanted.iter().filter(|table| !there.contains(*table)) {
+                batch.extend(trigger(tracked, table, kind));
+            }
+            // A partition that was detached is no part of the class any more.
+            for table in there.iter().filter(|table| !wanted.contains(*table)) {
+                batch.push(format!("DROP TRIGGER branchline_{} ON {table}", kind.0));
             }
         }
-        // A partition that was detached is no part of the class any more.
-        for table in there.iter().filter(|table| !wanted.contains(*table)) {
-            session.batch(&format!("DROP TRIGGER branchline_{} ON {table}", kind.0)).await?;
-        }
+        let name = &tracked.class.name;
+        session
+            .batch(&batch.join(";\n"))
+            .await
+            .context(|| format!("`{name}` cannot be captured"))?;
     }
     Ok(())
 }
@@ -254,34 +261,46 @@ struct Writer<'a> {
     catalog: &'a Catalog,
 }
 
-/// The columns of `sync_change` that a statement fills in beside class, operation and shape.
+/// The columns of `sync_change` that a statement fills in beside class and shape.
 struct Images<'a> {
+    op: &'a str,
     old: &'a str,
     new: &'a str,
     old_refs: &'a str,
     new_refs: &'a str,
 }
 
+/// A statement that captures, where the columns of the table are as they were when it was written,
+/// and where they are not or that cannot be told.
+struct Statement {
+    known: String,
+    other: String,
+}
+
+impl Statement {
+    fn then(self, next: &Self) -> Self {
+        Self {
+            known: format!("{}; {}", self.known, next.known),
+            other: format!("{}; {}", self.other, next.other),
+        }
+    }
+}
+
 impl Writer<'_> {
     /// Inserts what `from` yields into `sync_change`. `rows` is where the names of the columns can
     /// be read off a row.
-    fn capture(&self, op: &str, images: &Images<'_>, rows: &str, from: &str) -> String {
-        let (shape, columns) = self.shape(rows);
-        let Images { old, new, old_refs, new_refs } = images;
-        format!(
-            "INSERT INTO branchline.sync_change \
-             (class_id, op, shape, columns, old_image, new_image, old_refs, new_refs) \
-             SELECT {}, {op}, {shape}, {columns}, {old}, {new}, {old_refs}, {new_refs} FROM {from}",
-            self.tracked.id,
-        )
-    }
-
-    /// The number of the list of columns where the row has just those; else NULL and the names.
-    fn shape(&self, rows: &str) -> (String, String) {
-        let names = self.class.columns.iter().map(|column| escaped(&column.name));
-        let known = format!("ARRAY[{}]::text[]", names.collect::<Vec<_>>().join(", "));
-        let table = escaped(&keysql::table(self.class));
-        let unaltered = format!("TG_RELID = branchline.table_with({table}, {known})");
+    fn capture(&self, images: &Images<'_>, rows: &str, from: &str) -> Statement {
+        let Images { op, old, new, old_refs, new_refs } = images;
+        let insert = |shape: &str, columns: &str| {
+            format!(
+                "INSERT INTO branchline.sync_change \
+                 (class_id, op, shape, columns, old_image, new_image, old_refs, new_refs) \
+                 SELECT {}, {op}, {shape}, {columns}, {old}, {new}, {old_refs}, {new_refs} FROM {from}",
+                self.tracked.id,
+            )
+        };
+        let shape = self.tracked.shape.to_string();
+        let names = self.names();
         let read = |what: &str| {
             format!(
                 "(SELECT {what} FROM (SELECT ARRAY(SELECT pg_catalog.json_object_keys(\
@@ -289,30 +308,71 @@ impl Writer<'_> {
                  FROM (SELECT * FROM {rows} LIMIT 1) AS branchline_row) AS branchline_names)"
             )
         };
-        let shape = self.tracked.shape;
-        (
-            format!(
-                "CASE WHEN {unaltered} THEN {shape} ELSE {} END",
-                read(&format!("CASE WHEN names = {known} THEN {shape} END"))
+        Statement {
+            known: insert(&shape, "NULL"),
+            other: insert(
+                &read(&format!("CASE WHEN names = {names} THEN {shape} END")),
+                &read(&format!(
+                    "CASE WHEN names <> {names} THEN pg_catalog.to_json(names)::text END"
+                )),
             ),
+        }
+    }
+
+    /// The columns that the triggers are made for.
+    fn names(&self) -> String {
+        let names = self.class.columns.iter().map(|column| escaped(&column.name));
+        format!("ARRAY[{}]::text[]", names.collect::<Vec<_>>().join(", "))
+    }
+
+    /// Whether the table that is written to has just these columns.
+    fn unaltered(&self) -> String {
+        let table = escaped(&keysql::table(self.class));
+        format!("TG_RELID = branchline.table_with({table}, {})", self.names())
+    }
+
+    /// A body that runs `whole`, or `plain` where a name in `names` is gone. The names are tried by a
+    /// statement that reads and writes nothing (so that no subtransaction writes), and that says in
+    /// passing whether the table is as it was: it names the transition tables, so its plan goes when
+    /// the table is altered.
+    fn guarded(&self, from: &str, names: &[&str], whole: &Statement, plain: &Statement) -> String {
+        let look = |names: &str| {
             format!(
-                "CASE WHEN NOT ({unaltered}) THEN {} END",
-                read(&format!(
-                    "CASE WHEN names <> {known} THEN pg_catalog.to_json(names)::text END"
-                ))
-            ),
+                "SELECT {} INTO branchline_known WHERE true OR EXISTS (SELECT 1 FROM {from} {names})",
+                self.unaltered()
+            )
+        };
+        let used: Vec<&str> = names.iter().copied().filter(|names| *names != "NULL").collect();
+        if used.is_empty() {
+            return format!(
+                "DECLARE branchline_known boolean; BEGIN {}; \
+                 IF branchline_known THEN {}; ELSE {}; END IF; RETURN NULL; END",
+                look(""),
+                whole.known,
+                whole.other
+            );
+        }
+        format!(
+            "DECLARE branchline_known boolean; BEGIN BEGIN {}; \
+             EXCEPTION WHEN OTHERS THEN branchline_known := NULL; END; \
+             IF branchline_known THEN {}; ELSIF branchline_known IS NULL THEN {}; ELSE {}; END IF; \
+             RETURN NULL; END",
+            look(&format!("WHERE ROW({}) IS NULL", used.join(", "))),
+            whole.known,
+            plain.other,
+            whole.other
         )
     }
 
-    /// The keys of the rows that an image refers to; only those of key columns where `key_only`.
-    fn refs(&self, alias: &str, key_only: bool) -> Result<String> {
+    /// The keys of the rows that an image refers to.
+    fn refs(&self, alias: &str, which: Which) -> Result<String> {
         let slots: Vec<Slot<'_>> = self.class.slots().collect();
-        if slots.is_empty() || (key_only && !slots.iter().any(|slot| slot.in_key)) {
+        if slots.is_empty() || (which == Which::OfKey && !slots.iter().any(|slot| slot.in_key)) {
             return Ok("NULL".to_owned());
         }
         let mut fields = Vec::with_capacity(slots.len());
         for (n, slot) in slots.iter().enumerate() {
-            if key_only && !slot.in_key {
+            if which == Which::OfKey && !slot.in_key {
                 fields.push("NULL".to_owned());
                 continue;
             }
@@ -326,6 +386,9 @@ impl Writer<'_> {
                     condition(self.tracked, n),
                     keysql::table(self.class)
                 ),
+                None if which == Which::Moved && !slot.in_key => {
+                    format!("CASE WHEN {} THEN {key} END", differs(column))
+                }
                 None => key,
             });
         }
@@ -354,66 +417,61 @@ impl Writer<'_> {
     }
 
     fn insert(&self) -> Result<String> {
-        let refs = self.refs(NEW, false)?;
+        let refs = self.refs(NEW, Which::All)?;
         let whole = self.insert_with(&refs);
-        Ok(guarded(NEW, &[&refs], &whole, &self.insert_with("NULL")))
+        Ok(self.guarded(NEW, &[&refs], &whole, &self.insert_with("NULL")))
     }
 
-    fn insert_with(&self, refs: &str) -> String {
-        let images =
-            Images { old: "NULL", new: "branchline_new::text", old_refs: "NULL", new_refs: refs };
-        self.capture("1", &images, NEW, NEW)
+    fn insert_with(&self, refs: &str) -> Statement {
+        let new = "branchline_new::text";
+        let images = Images { op: "1", old: "NULL", new, old_refs: "NULL", new_refs: refs };
+        self.capture(&images, NEW, NEW)
     }
 
     fn delete(&self) -> Result<String> {
-        let refs = self.refs(OLD, true)?;
+        let refs = self.refs(OLD, Which::OfKey)?;
         let whole = self.delete_with(&refs, OLD, OLD);
-        Ok(guarded(OLD, &[&refs], &whole, &self.delete_with("NULL", OLD, OLD)))
+        Ok(self.guarded(OLD, &[&refs], &whole, &self.delete_with("NULL", OLD, OLD)))
     }
 
-    fn delete_with(&self, refs: &str, rows: &str, from: &str) -> String {
-        let images =
-            Images { old: "branchline_old::text", new: "NULL", old_refs: refs, new_refs: "NULL" };
-        self.capture("3", &images, rows, from)
+    fn delete_with(&self, refs: &str, rows: &str, from: &str) -> Statement {
+        let old = "branchline_old::text";
+        let images = Images { op: "3", old, new: "NULL", old_refs: refs, new_refs: "NULL" };
+        self.capture(&images, rows, from)
     }
 
     /// Old and new images pair by the local primary key; what does not pair left or came.
     fn update(&self) -> Result<String> {
-        let (old_refs, new_refs) = (self.refs(OLD, true)?, self.refs(NEW, false)?);
-        let apart = |old: &str, new: &str| {
-            format!("{}; {}", self.delete_with(old, OLD, OLD), self.insert_with(new))
-        };
+        let old_refs = self.refs(OLD, Which::OfKey)?;
+        let apart =
+            |old: &str, new: &str| self.delete_with(old, OLD, OLD).then(&self.insert_with(new));
         let plain = apart("NULL", "NULL");
         let local: Vec<&Column> =
             self.class.local.iter().map(|n| &self.class.columns[*n]).collect();
         let both = format!("{OLD}, {NEW}");
         if self.class.set || local.iter().any(|column| !column.not_null) {
-            return Ok(guarded(
-                &both,
-                &[&old_refs, &new_refs],
-                &apart(&old_refs, &new_refs),
-                &plain,
-            ));
+            let new_refs = self.refs(NEW, Which::All)?;
+            let whole = apart(&old_refs, &new_refs);
+            return Ok(self.guarded(&both, &[&old_refs, &new_refs], &whole, &plain));
         }
+        let new_refs = self.refs(NEW, Which::Moved)?;
         let pairs = local.iter().map(|column| same(column)).collect::<Vec<_>>().join(" AND ");
         let first = quote(&local[0].name);
         let (gone, came) = (format!("{NEW}.{first} IS NULL"), format!("{OLD}.{first} IS NULL"));
         let images = Images {
+            op: &format!("CASE WHEN {gone} THEN 3 WHEN {came} THEN 1 ELSE 2 END"),
             old: &format!("CASE WHEN NOT ({came}) THEN {OLD}::text END"),
             new: &format!("CASE WHEN NOT ({gone}) THEN {NEW}::text END"),
             old_refs: &old_refs,
             new_refs: &new_refs,
         };
         let whole = self.capture(
-            &format!("CASE WHEN {gone} THEN 3 WHEN {came} THEN 1 ELSE 2 END"),
             &images,
             NEW,
-            &format!(
-                "{OLD} FULL JOIN {NEW} ON {pairs} WHERE {gone} OR {came} OR {OLD} *<> {NEW} \
-                 ORDER BY ({gone}) DESC"
-            ),
+            &format!("{OLD} FULL JOIN {NEW} ON {pairs} WHERE {gone} OR {came} OR {OLD} *<> {NEW}"),
         );
-        Ok(guarded(&both, &[&old_refs, &new_refs, &format!("({pairs})")], &whole, &plain))
+        let names = [old_refs.as_str(), &new_refs, &format!("({pairs})")];
+        Ok(self.guarded(&both, &names, &whole, &plain))
     }
 
     /// Every row of the table itself: each partition has a trigger of its own.
@@ -421,14 +479,13 @@ impl Writer<'_> {
         let table = format!("ONLY {TABLE}");
         let from = format!("{table} AS {OLD}");
         let statement = |refs: &str| {
-            let sql = self.delete_with(refs, &table, &from).replace("TG_RELID", "$1");
+            let sql = self.delete_with(refs, &table, &from).other;
             format!(
-                "EXECUTE pg_catalog.replace({}, '{TABLE}', TG_RELID::pg_catalog.regclass::text) \
-                 USING TG_RELID;",
+                "EXECUTE pg_catalog.replace({}, '{TABLE}', TG_RELID::pg_catalog.regclass::text);",
                 escaped(&sql)
             )
         };
-        let refs = self.refs(OLD, true)?;
+        let refs = self.refs(OLD, Which::OfKey)?;
         let (whole, plain) = (statement(&refs), statement("NULL"));
         Ok(if refs == "NULL" {
             format!("BEGIN {plain} RETURN NULL; END")
@@ -438,20 +495,25 @@ impl Writer<'_> {
     }
 }
 
-/// A body that runs `whole`, or `plain` where a name in `names` is gone. The names are tried by a
-/// statement that reads nothing, so that no subtransaction writes.
-fn guarded(from: &str, names: &[&str], whole: &str, plain: &str) -> String {
-    let used: Vec<&str> = names.iter().copied().filter(|names| *names != "NULL").collect();
-    if used.is_empty() {
-        return format!("BEGIN {whole}; RETURN NULL; END");
+/// Which references of an image are looked up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// All of them.
+    All,
+    /// Those of key columns.
+    OfKey,
+    /// Those of key columns, those that an update changed, and those that depend on a condition. A
+    /// reference that stayed does not travel.
+    Moved,
+}
+
+/// Whether a column differs between the old and the new row, by an operator of the system's own.
+fn differs(column: &Column) -> String {
+    let name = quote(&column.name);
+    match column.kind {
+        TypeKind::Int => format!("{OLD}.{name} IS DISTINCT FROM {NEW}.{name}"),
+        _ => format!("ROW({OLD}.{name}) *<> ROW({NEW}.{name})"),
     }
-    format!(
-        "DECLARE branchline_whole boolean := true; BEGIN BEGIN \
-         PERFORM 1 FROM {from} WHERE false AND ROW({}) IS NULL; \
-         EXCEPTION WHEN OTHERS THEN branchline_whole := false; END; \
-         IF branchline_whole THEN {whole}; ELSE {plain}; END IF; RETURN NULL; END",
-        used.join(", ")
-    )
 }
 
 /// Whether a column of the old and the new row is the same, by an operator of the system's own:

@@ -11,7 +11,7 @@ use super::keys::{self, reference};
 use super::read::Image;
 use super::ways::{Place, Way, Ways};
 use crate::catalog::Tracked;
-use crate::merge::{ClassMerge, Policy, TreeMerge};
+use crate::merge::{ClassMerge, TreeMerge};
 use crate::record::{Op, RowId, Value};
 
 /// What a transaction did to one row, in the end.
@@ -72,7 +72,33 @@ pub(super) fn coalesce(ways: Ways, merge: &TreeMerge) -> Coalesced {
     let mut ordered: Vec<(RowId, Change)> = changes.into_iter().collect();
     ordered.sort_by(|(a, x), (b, y)| x.touched.cmp(&y.touched).then_with(|| a.cmp(b)));
     let nets = ordered.into_iter().filter_map(|(row, change)| net(row, change, merge)).collect();
+    #[cfg(test)]
+    let nets = apart(nets);
     Coalesced { nets, keyless }
+}
+
+/// With coalescing taken out, an update of several columns is several items of one row.
+#[cfg(test)]
+fn apart(nets: Vec<Net>) -> Vec<Net> {
+    if !crate::sim::sabotage::is_out(crate::sim::sabotage::Sabotage::Coalescing) {
+        return nets;
+    }
+    let mut all = Vec::new();
+    for net in nets {
+        if net.op != Op::Update {
+            all.push(net);
+            continue;
+        }
+        let Net { tracked, row, op, values, .. } = net;
+        all.extend(values.into_iter().map(|value| Net {
+            tracked: Arc::clone(&tracked),
+            row: row.clone(),
+            op,
+            values: vec![value],
+            shadow: Vec::new(),
+        }));
+    }
+    all
 }
 
 fn key(tracked: &Tracked, image: Option<&Image>) -> Option<RowId> {
@@ -120,7 +146,7 @@ fn go_along(
     merge: &ClassMerge,
     all: impl FnOnce() -> Vec<(Arc<str>, Value)>,
 ) {
-    if changed.is_empty() || (merge.groups.is_empty() && merge.policy != Policy::Row) {
+    if changed.is_empty() || !merge.is_grouped() {
         return;
     }
     let is_changed = |column: &str| changed.iter().any(|(name, _)| &**name == column);

@@ -166,7 +166,7 @@ async fn rows(
     let definition = &class.columns[slot.column];
     let mut select = vec![match dialect {
         Dialect::Postgres => "t::text".to_owned(),
-        Dialect::Sqlite => sqlite::triggers::image_sql(class, "t"),
+        Dialect::Sqlite => sqlite::literals::image_sql(class, "t"),
     }];
     for each in class.slots() {
         let column = &class.columns[each.column];

@@ -7,13 +7,12 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use uuid::Uuid;
-
 use super::read::{Change, Image, Transaction};
-use super::ways::{Way, Ways, referred};
+use super::ways::{Travels, Way, Ways, referred};
 use crate::catalog::decide::UUID_COLUMN;
 use crate::catalog::{Catalog, Column, Tracked, TypeKind, join_key, key_part};
 use crate::error::{Error, Result};
+use crate::merge::TreeMerge;
 use crate::record::{RowId, Value};
 use crate::store::rows;
 use crate::store::session::Session;
@@ -55,8 +54,8 @@ impl Keys {
 }
 
 /// What is known of keys.
-#[derive(Debug, Default)]
-pub(super) struct Locals {
+pub(super) struct Locals<'a> {
+    merge: &'a TreeMerge,
     touched: HashMap<Place, Keys>,
     /// The classes of these.
     classes: HashSet<Arc<str>>,
@@ -77,7 +76,12 @@ const DEPTH_MAX: usize = 16;
 /// Rounds of spreading such a chain, whatever the order of the rows.
 const ROUNDS_MAX: usize = 2 * DEPTH_MAX;
 
-impl Locals {
+impl<'a> Locals<'a> {
+    /// Nothing is known yet.
+    pub(super) fn new(merge: &'a TreeMerge) -> Self {
+        Self { merge, touched: HashMap::new(), classes: HashSet::new(), others: HashMap::new() }
+    }
+
     /// Fills in the key of every image and every reference that can be found. Done again when rows
     /// have been added.
     pub(super) async fn resolve(
@@ -129,28 +133,47 @@ impl Locals {
 
     /// Says whether anything changed, and whether the row refers to others of the transaction.
     fn settle_way(&mut self, way: &mut Way, wanted: &mut HashSet<Place>) -> (bool, bool) {
+        // What travels depends on its keys: these first.
+        let (mut moved, mut open) = self.settle_both(way, &Travels::Slots(Vec::new()), wanted);
+        let travels = way.travels(self.merge.class(&way.tracked.class.name).is_grouped());
+        if travels != Travels::Slots(Vec::new()) {
+            let (more, refers) = self.settle_both(way, &travels, wanted);
+            moved |= more;
+            open |= refers;
+        }
+        (moved, open)
+    }
+
+    fn settle_both(
+        &mut self,
+        way: &mut Way,
+        travels: &Travels,
+        wanted: &mut HashSet<Place>,
+    ) -> (bool, bool) {
         let Way { tracked, first, last, .. } = way;
         let (mut moved, mut open) = (false, false);
-        // Of a row that stays only what it is now travels, and its key as it was.
-        let stays = last.is_some();
         for (image, moment) in [(first, Moment::Before), (last, Moment::After)] {
             let Some(image) = image else { continue };
-            let key_only = stays && moment == Moment::Before;
-            let (changed, refers) = self.refer(tracked, image, moment, key_only, wanted);
+            let needed = |n: usize| match (travels, moment) {
+                (Travels::Whole, _) => true,
+                (Travels::Slots(_), Moment::Before) => false,
+                (Travels::Slots(changed), Moment::After) => changed.contains(&n),
+            };
+            let (changed, refers) = self.refer(tracked, image, moment, needed, wanted);
             moved |= changed | self.teach(tracked, image, moment);
             open |= refers;
         }
         (moved, open)
     }
 
-    /// Resolves the references of an image; those of its key only, where no row of the transaction
-    /// is concerned, if `key_only`.
+    /// Resolves the references of an image: where no row of the transaction is concerned only those
+    /// of its key and those that are `needed`.
     fn refer(
         &self,
         tracked: &Tracked,
         image: &mut Image,
         moment: Moment,
-        key_only: bool,
+        needed: impl Fn(usize) -> bool,
         wanted: &mut HashSet<Place>,
     ) -> (bool, bool) {
         let (mut moved, mut open) = (false, false);
@@ -161,7 +184,8 @@ impl Locals {
             let touched = self.classes.contains(&reference.target);
             // Where a condition was to hold, only the trigger knew whether it did.
             let conditional = reference.when.is_some();
-            if (!touched && (known || (key_only && !slot.in_key))) || (!known && conditional) {
+            let needed = slot.in_key || needed(n);
+            if (!touched && (known || !needed)) || (!known && conditional) {
                 continue;
             }
             let Some(local) = local_text(image, slot.column) else { continue };
@@ -182,7 +206,7 @@ impl Locals {
                 (None, _) if known => continue,
                 (None, Some(key)) => key.as_ref(),
                 (None, None) => {
-                    if !key_only || slot.in_key {
+                    if needed {
                         wanted.insert(place);
                     }
                     continue;
@@ -316,7 +340,7 @@ pub(super) async fn fill_missing_uuids(
     for change in &mut transaction.changes {
         let tracked = Arc::clone(&change.tracked);
         for (place, _) in without_uuid(change) {
-            let uuid = Some(Uuid::new_v4().hyphenated().to_string());
+            let uuid = Some(crate::id::random().hyphenated().to_string());
             given.entry(place).or_insert_with(|| (Arc::clone(&tracked), uuid));
         }
     }

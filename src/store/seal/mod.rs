@@ -28,6 +28,7 @@ use super::books::{self, Identity, Neighbour};
 use super::held;
 use super::outbox::{self, NewRecord};
 use super::session::{Datum, Dialect, Session};
+use super::sqlite;
 use super::states::{Place, States};
 use crate::catalog::Catalog;
 use crate::error::{Error, Result};
@@ -150,7 +151,7 @@ impl Sealer<'_> {
         self.write(session, actors, ready).await?;
         conflicts::write(session, actors, lost, super::time::now()).await?;
         held::stir(session, self.catalog, &touched).await?;
-        self.take(session, window.seqs).await?;
+        take(session, window.seqs).await?;
         Ok(sealed)
     }
 
@@ -164,7 +165,7 @@ impl Sealer<'_> {
     ) -> Result<Ways> {
         keys::fill_missing_uuids(session, &mut transaction).await?;
         let mut ways = Ways::of(transaction);
-        let mut locals = Locals::default();
+        let mut locals = Locals::new(self.merge);
         loop {
             locals.resolve(session, self.catalog, &mut ways).await?;
             if !follow::follow(session, self.catalog, shapes, &mut ways, later).await? {
@@ -286,12 +287,17 @@ impl Sealer<'_> {
         books::identity::save_counters(session, self.identity.clock, self.identity.next_number)
             .await
     }
+}
 
-    /// Removes the changes that are sealed now.
-    async fn take(&self, session: &mut Session, seqs: Vec<i64>) -> Result<()> {
-        let sql = format!("DELETE FROM @sync_change WHERE {}", session.dialect().any("seq", 1));
-        session.execute(&sql, vec![Datum::Ints(seqs)]).await?;
-        Ok(())
+/// Removes changes that are dealt with. On SQLite everything up to the last of them is.
+async fn take(session: &mut Session, seqs: Vec<i64>) -> Result<()> {
+    let Some(last) = seqs.iter().max().copied() else { return Ok(()) };
+    match session.dialect() {
+        Dialect::Postgres => {
+            let sql = "DELETE FROM @sync_change WHERE seq = ANY($1)";
+            session.execute(sql, vec![Datum::Ints(seqs)]).await.map(|_| ())
+        }
+        Dialect::Sqlite => sqlite::changes::take_up_to(session, last).await,
     }
 }
 

@@ -6,7 +6,7 @@ use super::read::{self, Shapes};
 use crate::catalog::{Catalog, Tracked};
 use crate::error::Result;
 use crate::record::Value;
-use crate::store::session::{Datum, Session};
+use crate::store::session::Session;
 
 /// A change of one row, values as they are stored (references are local ids), by column.
 pub struct Observed {
@@ -26,10 +26,7 @@ pub struct Observed {
 pub async fn take(session: &mut Session, catalog: &Catalog) -> Result<Vec<Observed>> {
     let mut shapes = Shapes::new();
     let (changes, seqs) = read::own(session, catalog, &mut shapes).await?;
-    if !seqs.is_empty() {
-        let sql = format!("DELETE FROM @sync_change WHERE {}", session.dialect().any("seq", 1));
-        session.execute(&sql, vec![Datum::Ints(seqs)]).await?;
-    }
+    super::take(session, seqs).await?;
     let observed = changes.into_iter().map(|change| Observed {
         tracked: change.tracked,
         old: change.old.map(|image| image.values),

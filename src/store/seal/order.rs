@@ -91,7 +91,7 @@ pub fn chain<S: PartialEq>(steps: &[Step<S>]) -> Vec<usize> {
 
 /// Where a row goes and comes back the same at last: or it came, and a host trigger took it at once,
 /// which looks alike. The place of the second of the two.
-fn vanished<S: PartialEq>(steps: &[Step<S>], order: &[usize]) -> Option<usize> {
+pub fn vanished<S: PartialEq>(steps: &[Step<S>], order: &[usize]) -> Option<usize> {
     let end = order.len().checked_sub(1)?;
     let (last, before) =
         (steps.get(*order.get(end)?)?, steps.get(*order.get(end.checked_sub(1)?)?)?);

@@ -49,7 +49,7 @@ pub(super) struct Transaction {
 pub(super) struct Window {
     /// Whole transactions, ordered by their highest `seq`.
     pub(super) transactions: Vec<Transaction>,
-    /// Every `seq` that is dealt with by sealing them.
+    /// Every `seq` that is dealt with by sealing them; on SQLite all before the last are as well.
     pub(super) seqs: Vec<i64>,
     /// Whether there may be more.
     pub(super) more: bool,
@@ -74,7 +74,7 @@ pub(super) async fn window(
     loop {
         let raw = match session.dialect() {
             Dialect::Postgres => postgres(session, limit).await?,
-            Dialect::Sqlite => sqlite(session, limit, gap_ms).await?,
+            Dialect::Sqlite => sqlite(session, catalog, limit, gap_ms).await?,
         };
         if raw.groups.is_empty() && raw.more {
             limit = limit.saturating_mul(4);
@@ -149,10 +149,10 @@ pub(super) async fn beyond(
         }
         Dialect::Sqlite => {
             let seqs: HashSet<i64> = seqs.iter().copied().collect();
-            let mut rows = changes::read(session, i64::MAX).await?;
+            let mut rows = changes::read(session, catalog, i64::MAX).await?.rows;
             rows.retain(|row| {
                 let is = |n: usize| row.int(n).unwrap_or_default();
-                !seqs.contains(&is(0)) && classes.contains(&i32::try_from(is(1)).unwrap_or(0))
+                !seqs.contains(&is(10)) && classes.contains(&i32::try_from(is(1)).unwrap_or(0))
             });
             rows
         }
@@ -167,9 +167,13 @@ pub(super) async fn beyond(
 
 /// SQLite has one writer at a time: transactions lie one behind the other, cut at marks, and where
 /// nobody marked at pauses.
-async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw> {
-    let rows = changes::read(session, size(limit)).await?;
-    let full = rows.len() >= limit;
+async fn sqlite(
+    session: &mut Session,
+    catalog: &Catalog,
+    limit: usize,
+    gap_ms: i64,
+) -> Result<Raw> {
+    let changes::Read { rows, full } = changes::read(session, catalog, size(limit)).await?;
     let (mut raw, mut group, mut last_at) =
         (Raw { more: full, ..Raw::default() }, Vec::new(), None);
     let mut seqs = Vec::new();
@@ -181,7 +185,7 @@ async fn sqlite(session: &mut Session, limit: usize, gap_ms: i64) -> Result<Raw>
             raw.groups.push(std::mem::take(&mut group));
             raw.seqs.append(&mut seqs);
         }
-        seqs.push(row.int(0)?);
+        seqs.push(row.int(10)?);
         last_at = Some(at);
         if mark {
             raw.seqs.append(&mut seqs);
@@ -251,12 +255,12 @@ pub(super) async fn own(
                        ORDER BY seq";
             session.query(sql, vec![]).await?
         }
-        Dialect::Sqlite => changes::read(session, i64::MAX).await?,
+        Dialect::Sqlite => changes::read(session, catalog, i64::MAX).await?.rows,
     };
     learn_shapes(session, shapes, rows.iter()).await?;
     let (mut changes, mut seqs) = (Vec::new(), Vec::new());
     for row in rows {
-        seqs.push(row.int(0)?);
+        seqs.push(row.int(if dialect == Dialect::Sqlite { 10 } else { 0 })?);
         if row.int(2)? != MARK {
             changes.extend(change(dialect, catalog, shapes, &row)?);
         }

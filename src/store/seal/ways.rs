@@ -28,6 +28,31 @@ pub(super) struct Way {
     pub(super) follows: bool,
 }
 
+/// What of a row's references travels.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Travels {
+    /// All: it comes, goes, or gets another key.
+    Whole,
+    /// Those in these slots, which it changed.
+    Slots(Vec<usize>),
+}
+
+impl Way {
+    /// What of its references travels, as far as its keys are known. Columns that did not change may
+    /// go along where those of its class are `grouped`; a row without a key is held whole.
+    pub(super) fn travels(&self, grouped: bool) -> Travels {
+        let (Some(first), Some(last)) = (&self.first, &self.last) else { return Travels::Whole };
+        if grouped || self.again || first.key != last.key || last.key.is_none() {
+            return Travels::Whole;
+        }
+        let slots = self.tracked.class.slots().enumerate();
+        let changed = slots
+            .filter(|(_, slot)| first.values.get(slot.column) != last.values.get(slot.column))
+            .map(|(n, _)| n);
+        Travels::Slots(changed.collect())
+    }
+}
+
 /// The ways of all rows that a transaction concerns.
 #[derive(Debug, Default)]
 pub(super) struct Ways {
@@ -66,11 +91,14 @@ impl Ways {
         tracked: &Arc<Tracked>,
         place: Place,
         old: Option<Image>,
-        new: Option<Image>,
+        mut new: Option<Image>,
     ) {
         let touched = self.changes;
         match self.rows.get_mut(&place) {
             Some(way) => {
+                if let (Some(last), Some(new)) = (&way.last, &mut new) {
+                    carry(&tracked.class, last, new);
+                }
                 way.wandered |= wanders(&tracked.class, way.first.as_ref(), new.as_ref());
                 way.again |= way.last.is_none() && way.first.is_some() && new.is_some();
                 way.last = new;
@@ -98,6 +126,15 @@ impl Ways {
             touched,
             follows: true,
         });
+    }
+}
+
+/// A reference that stayed was not looked up again: what it was is still so.
+fn carry(class: &Class, last: &Image, new: &mut Image) {
+    for (n, slot) in class.slots().enumerate() {
+        if new.refs[n].is_none() && last.values[slot.column] == new.values[slot.column] {
+            new.refs[n].clone_from(&last.refs[n]);
+        }
     }
 }
 

@@ -122,10 +122,12 @@ impl Tables {
         let obstacle = (row.text(1)? == "virtual")
             .then(|| "a virtual table has no triggers, so nothing of it is captured".to_owned());
         self.by_name.insert(name.to_ascii_lowercase(), self.drafts.len());
+        let declares = |word: &str| sql.to_ascii_uppercase().contains(word);
+        let plain = !declares("COLLATE");
         self.drafts.push(Draft {
             without_rowid: row.flag(2)?,
-            deferred: sql.to_ascii_uppercase().contains("DEFERRED"),
-            table: Table { name: name.clone(), table: name, obstacle, ..Table::default() },
+            deferred: declares("DEFERRED"),
+            table: Table { name: name.clone(), table: name, obstacle, plain, ..Table::default() },
             ..Draft::default()
         });
         Ok(())

@@ -6,7 +6,10 @@ pub mod catalog;
 pub mod changes;
 pub mod image;
 mod index;
+mod legacy;
+pub mod literals;
 pub mod refs;
+mod settle;
 pub mod triggers;
 
 use std::path::Path;
@@ -33,7 +36,10 @@ use crate::error::{Error, Kind, Result};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 
+#[cfg(not(test))]
 type Connection = SyncConnectionWrapper<SqliteConnection>;
+#[cfg(test)]
+type Connection = SyncConnectionWrapper<SqliteConnection, crate::sim::inline::Inline>;
 
 /// A database file with its connections.
 #[derive(Clone)]
@@ -93,6 +99,8 @@ impl Slot {
         let mut connection = Connection::establish(path).await.map_err(|error| {
             Error::unreachable(format!("cannot open the database `{path}`")).with_source(error)
         })?;
+        #[cfg(test)]
+        connection.spawn_blocking(crate::sim::inline::rule_the_clock).await.map_err(from_diesel)?;
         // WAL lets readers and the host's writers go on; FULL, because an acknowledged record must
         // survive a power cut.
         connection

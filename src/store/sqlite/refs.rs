@@ -3,22 +3,22 @@
 //! On SQLite triggers do not look them up (see [`triggers`](super::triggers)). They are worked out
 //! when the changes are sealed, as they were **when the change was made**, although the tables have
 //! moved on since: a row that was deleted, got another key, or whose local id was given to another
-//! row, by a change that is not sealed yet, has left its history in `sync_change`. There such rows
-//! are found by `local_id`, which the triggers write for just those. Any other row is in its table
-//! with the key that it had.
+//! row, by a change that is not sealed yet, has left its history in `sync_change`, where the triggers
+//! say of each change whether it belongs to that. Any other row is in its table with the key that it
+//! had.
 //!
 //! `when` of a `[[reference]]` is asked of the captured row, and of other tables as they are now.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::image;
-use super::{changes, triggers};
+use super::changes::{self, About};
+use super::{image, literals, settle};
 use crate::catalog::{Catalog, Class, Column, Tracked, TypeKind, join_key, key_part};
 use crate::error::{Context as _, Error, Result};
 use crate::record::Value;
 use crate::store::seal::order::{Step, chain};
-use crate::store::session::{Datum, Session, literal, quote};
+use crate::store::session::{Cell, Datum, Session, literal, quote};
 
 /// How deep keys may depend on keys.
 const DEPTH_MAX: usize = 16;
@@ -140,7 +140,14 @@ impl Place {
         }
     }
 
-    /// As the triggers write it to `sync_change.local_id`.
+    fn cell(&self) -> Cell {
+        match &self.local {
+            Local::Int(id) => Cell::Int(*id),
+            Local::Text(text) => Cell::Text(text.clone()),
+        }
+    }
+
+    /// As notes begin with it.
     fn literal(&self) -> String {
         match &self.local {
             Local::Int(id) => id.to_string(),
@@ -206,7 +213,7 @@ impl Known {
                 continue;
             };
             if self.is_lively(session, class).await? {
-                self.read_lives(session, catalog, tracked, &places).await?;
+                self.read_lives(session, catalog, tracked, &column, &places).await?;
             }
             self.read_rows(session, catalog, tracked, &column, places).await?;
         }
@@ -218,7 +225,7 @@ impl Known {
             return Ok(*lively);
         }
         let sql = "SELECT EXISTS (SELECT 1 FROM @sync_change \
-                   WHERE class_id = $1 AND local_id IS NOT NULL AND op <> 5)";
+                   WHERE class_id = $1 AND op IN (2, 3, 5) AND life IS NOT 0)";
         let lively = session.query_one(sql, vec![class.into()]).await?.flag(0)?;
         self.lively.insert(class, lively);
         Ok(lively)
@@ -229,34 +236,47 @@ impl Known {
         session: &mut Session,
         catalog: &Catalog,
         tracked: &Tracked,
+        column: &Arc<str>,
         places: &[Place],
     ) -> Result<()> {
-        let sql = "SELECT c.seq, s.columns FROM @sync_change c JOIN @sync_shape s ON s.id = c.shape \
-                   WHERE c.class_id = $1 AND c.local_id = $2 AND c.op <> 5 ORDER BY c.seq";
-        let binds = places.iter().map(|p| vec![tracked.id.into(), p.literal().into()]).collect();
-        let found = session.query_each(sql, binds).await?;
-        let mut seqs = Vec::new();
-        for row in found.iter().flatten() {
-            seqs.push(row.int(0)?);
-        }
-        let images = changes::images_of(session, seqs).await?;
-        for (place, rows) in places.iter().zip(found) {
-            let mut life: Vec<Event> = Vec::with_capacity(rows.len());
-            for row in rows {
-                let seq = row.int(0)?;
-                let names: Vec<String> = serde_json::from_str(row.text(1)?).map_err(|error| {
-                    Error::decode("a list of columns is no JSON array").with_source(error)
-                })?;
-                let parts = |after: bool| {
-                    let image = images.get(&(seq, after))?.text(names.len());
-                    Some(key_of_image(catalog, &tracked.class, &names, &image))
-                };
-                life.push(Event {
-                    seq,
-                    old: parts(false).transpose()?,
-                    new: parts(true).transpose()?,
-                });
+        let class = &tracked.class;
+        let Some(position) = class.position(column) else { return Ok(()) };
+        let ids = (class.local == [position]).then(|| places.iter().map(Place::literal).collect());
+        settle::settle_class(session, catalog, tracked, ids).await?;
+        let shapes = shapes(session, tracked).await?;
+        let values: Vec<Cell> = places.iter().map(Place::cell).collect();
+        let about =
+            About { from: 0, column: position, values: values.iter().collect(), all: false };
+        let mut lives: HashMap<Place, Vec<Event>> = HashMap::new();
+        for change in changes::about(session, tracked, &about).await? {
+            let (old, new) = change.images();
+            let names = match &change.shape {
+                Cell::Int(shape) => shapes.get(shape),
+                _ => None,
+            };
+            let names = names.ok_or_else(|| Error::decode("the shape of a change is unknown"))?;
+            let known = |image: Option<Vec<Cell>>| {
+                image.map(|image| known(catalog, tracked, names, &image, column)).transpose()
+            };
+            let ((left, old), (came, new)) = (
+                known(old)?.map_or((None, None), |(place, parts)| (place, Some(parts))),
+                known(new)?.map_or((None, None), |(place, parts)| (place, Some(parts))),
+            );
+            let seq = change.seq;
+            let steps = match (left, came) {
+                (Some(left), Some(came)) if left == came => vec![(left, Event { seq, old, new })],
+                (left, came) => {
+                    let left = left.map(|place| (place, Event { seq, old, new: None }));
+                    let came = came.map(|place| (place, Event { seq, old: None, new }));
+                    left.into_iter().chain(came).collect()
+                }
+            };
+            for (place, event) in steps {
+                lives.entry(place).or_default().push(event);
             }
+        }
+        for place in places {
+            let life = lives.remove(place).unwrap_or_default();
             self.lives.insert(place.clone(), in_order(life));
         }
         Ok(())
@@ -274,7 +294,7 @@ impl Known {
         let key: Vec<&Column> = class.key.iter().filter_map(|n| class.columns.get(*n)).collect();
         let sql = format!(
             "SELECT {} FROM {} AS t WHERE t.{} = $1",
-            triggers::columns_sql(&key, "t"),
+            literals::columns_sql(&key, "t"),
             quote(&class.table),
             quote(column)
         );
@@ -328,21 +348,38 @@ fn state<'a>(life: &'a [Event], row: Option<&'a Vec<Part>>, at: Moment) -> Optio
     found.map(Vec::as_slice)
 }
 
-fn key_of_image(
+/// The lists of columns that images of a class have.
+async fn shapes(session: &mut Session, tracked: &Tracked) -> Result<HashMap<i64, Vec<String>>> {
+    let sql = "SELECT id, columns FROM @sync_shape WHERE class_id = $1";
+    let mut shapes = HashMap::new();
+    for row in session.query(sql, vec![tracked.id.into()]).await? {
+        let names = serde_json::from_str(row.text(1)?).map_err(|error| {
+            Error::decode("a list of columns is no JSON array").with_source(error)
+        })?;
+        shapes.insert(row.int(0)?, names);
+    }
+    Ok(shapes)
+}
+
+/// Where the row of an image is found by `column`, and its key.
+fn known(
     catalog: &Catalog,
-    class: &Class,
+    tracked: &Tracked,
     names: &[String],
-    text: &str,
-) -> Result<Vec<Part>> {
+    image: &[Cell],
+    column: &Arc<str>,
+) -> Result<(Option<Place>, Vec<Part>)> {
+    let class = &tracked.class;
     let columns: Vec<Option<&Column>> =
         names.iter().map(|name| class.position(name).and_then(|n| class.columns.get(n))).collect();
-    let values = image::decode(text, &columns)?;
-    let parts = class.key.iter().filter_map(|n| class.columns.get(*n)).map(|column| {
-        let place = names.iter().position(|name| **name == *column.name);
-        let value = place.and_then(|n| values.get(n)).unwrap_or(&Value::Null);
-        part(catalog, column, value)
-    });
-    Ok(parts.collect())
+    let values = image::decode(&image::encode(image), &columns)?;
+    let value = |name: &str| {
+        let place = names.iter().position(|other| other == name);
+        place.and_then(|n| values.get(n)).unwrap_or(&Value::Null)
+    };
+    let key = class.key.iter().filter_map(|n| class.columns.get(*n));
+    let parts = key.map(|column| part(catalog, column, value(&column.name))).collect();
+    Ok((Place::of(tracked, column, value(column)), parts))
 }
 
 fn part(catalog: &Catalog, column: &Column, value: &Value) -> Part {

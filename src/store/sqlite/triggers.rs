@@ -1,51 +1,63 @@
 //! The triggers that capture a class on SQLite.
 //!
-//! They promise: every insert, update and delete of a row is one or two rows of `sync_change` in the
-//! writer's own transaction, the rows that REPLACE removes unseen included; and no write of the host
-//! fails, or behaves otherwise, because of them. So they raise nothing and cast nothing, and **they
-//! name no table but their own and ours**: a trigger that looked up the keys of referenced rows would
-//! break the rebuild of those tables (`no such table` between its DROP and its RENAME).
-//! [`refs`](super::refs) looks them up when the changes are sealed.
+//! They promise: every insert, update and delete of a row is a row of `sync_change` in the writer's
+//! own transaction (a table of more than [`PIECE`] columns takes more), the rows that REPLACE removes
+//! unseen included; and no write of the host fails, or behaves otherwise, because of them. So they
+//! raise nothing, cast nothing, meet no unique index, and **name no table but their own and ours**: a
+//! trigger that looked up the keys of referenced rows would break the rebuild of those tables (`no
+//! such table` between its DROP and its RENAME). [`refs`](super::refs) looks them up when the changes
+//! are sealed.
 //!
-//! The images go to `sync_image` value by value, as they are stored: SQLite compiles the triggers of
-//! a table with every statement on it, and parses all of them with every connection, so they are kept
-//! short (building a text of each image made the schema of 113 tables ten times as long).
+//! Values are written as they are stored. An update writes both rows; one that changes nothing (by
+//! type as well, and byte for byte) writes nothing. SQLite compiles the triggers of a table with
+//! every statement on it, and parses all of them with every connection, so they are kept short:
+//! picking out of the old row what differs would cost as much time, and twice the text.
 //!
 //! **REPLACE** removes rows without a delete trigger, unless `recursive_triggers` is on. So a BEFORE
-//! trigger notes the rows that agree with the new one in a unique index (op 5), with the values on
-//! which they clash. When the new row stands, an AFTER trigger makes deletes of the notes whose rows
-//! are gone. A row that stayed (an upsert, a host trigger that made room) is left alone; one that is
-//! deleted otherwise (`recursive_triggers`, a host trigger) has its note made void. Notes of inserts that were ignored come to nothing, and go when changes are sealed. These are
-//! triggers of their own, so that a write which meets no notes costs a look at an empty index.
+//! trigger notes the rows that agree with the new one in a unique index, where there are any
+//! ([`notes`]). Whether they went is found when the changes are sealed
+//! ([`settle`](super::settle)).
 
+mod notes;
+
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use super::affinity::{Affinity, affinity};
-use crate::catalog::{Catalog, Clash, Class, Column, Tracked};
+use super::literals::{balanced, list};
+use crate::catalog::{Catalog, Class, Column, Tracked};
 use crate::error::Result;
 use crate::store::session::{Session, quote};
-
-/// Notes that are kept of a class: more than one row clashes with, in as many triggers within
-/// triggers as make sense. Ignored inserts and upserts leave theirs behind.
-const NOTES_MAX: u32 = 32;
 
 /// What is written is the host's, not the applier's.
 const CAPTURING: &str = "NOT EXISTS (SELECT 1 FROM sync_applying)";
 
-/// Values in a row of `sync_image`.
-pub(super) const PIECE: usize = 32;
+/// Values of an image in a row of `sync_change`.
+pub(super) const PIECE: usize = 16;
 
-/// Names of our triggers on a class, without what they all begin with.
+/// `sync_change.op` of an insert.
+pub(super) const INSERT: i64 = 1;
+/// `sync_change.op` of an update.
+pub(super) const UPDATE: i64 = 2;
+/// `sync_change.op` of a delete.
+pub(super) const DELETE: i64 = 3;
+/// `sync_change.op` of a note.
+pub(super) const NOTE: i64 = 5;
+/// `sync_change.op` of a row with further columns of the change before it.
+pub(super) const MORE: i64 = 6;
+
+/// Names of our triggers on a class, without what they all begin with; those that settle are of an
+/// earlier version.
 const NAMES: [&str; 9] = [
     "note_insert",
     "note_update",
+    "insert",
+    "update",
+    "delete",
     "settle_insert",
     "settle_update",
     "settle_leave",
     "settle_delete",
-    "insert",
-    "update",
-    "delete",
 ];
 
 /// The statements that create the triggers of a class, one a trigger. `sqlite_schema` keeps their
@@ -57,10 +69,9 @@ pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
     let referred = referred(&tracked.class, catalog);
     let writer = Writer { tracked, class: &tracked.class, referred };
     let mut triggers = Vec::with_capacity(NAMES.len());
-    if !tracked.class.clashes.is_empty() {
+    if writer.replaces() {
         triggers.push(writer.note_insert());
         triggers.push(writer.note_update());
-        triggers.extend(writer.settle());
     }
     triggers.push(writer.insert());
     triggers.push(writer.update());
@@ -73,25 +84,21 @@ pub fn create(tracked: &Tracked, catalog: &Catalog) -> Result<Vec<String>> {
 pub fn drop(tracked: &Tracked) -> Vec<String> {
     NAMES
         .iter()
-        .map(|name| format!("DROP TRIGGER IF EXISTS {}", quote(&trigger_name(tracked, name))))
+        .map(|name| format!("DROP TRIGGER IF EXISTS {}", trigger_name(tracked, name)))
         .collect()
 }
 
 /// The classes whose triggers are not as [`create`] makes them: dropped with a table that was
-/// rebuilt, carried along by a rename, or made by another version. In order.
+/// rebuilt, carried along by a rename, made by another version, or not where they must stand among
+/// the host's. In order.
 ///
 /// # Errors
 /// Those of the database.
 pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32>> {
-    let sql = "SELECT sql FROM sqlite_schema WHERE type = 'trigger' \
-               AND name LIKE 'sync\\_%' ESCAPE '\\'";
-    let mut found = std::collections::HashSet::new();
-    for row in session.query(sql, vec![]).await? {
-        found.insert(row.text(0)?.to_owned());
-    }
+    let standing = Standing::read(session).await?;
     let mut missing = Vec::new();
     for tracked in catalog.tracked.values() {
-        if !create(tracked, catalog)?.iter().all(|sql| found.contains(sql)) {
+        if !create(tracked, catalog)?.iter().all(|sql| standing.has(tracked, sql)) {
             missing.push(tracked.id);
         }
     }
@@ -99,17 +106,61 @@ pub async fn missing(session: &mut Session, catalog: &Catalog) -> Result<Vec<i32
     Ok(missing)
 }
 
-/// SQL for the image of the row `row` (`NEW`, `OLD` or an alias): a list of literals, as
-/// [`image::decode`](super::image::decode) reads it.
-#[must_use]
-pub fn image_sql(class: &Class, row: &str) -> String {
-    columns_sql(&class.columns.iter().collect::<Vec<_>>(), row)
+/// Makes the triggers of a class that are not as they should be, and removes what is of no use any
+/// more.
+///
+/// # Errors
+/// Those of the database.
+pub async fn install(session: &mut Session, tracked: &Tracked, catalog: &Catalog) -> Result<()> {
+    let standing = Standing::read(session).await?;
+    let wanted = create(tracked, catalog)?;
+    let keep: Vec<&String> = wanted.iter().filter(|sql| standing.has(tracked, sql)).collect();
+    for (name, statement) in NAMES.iter().zip(drop(tracked)) {
+        let start = format!("CREATE TRIGGER {} ", trigger_name(tracked, name));
+        if !keep.iter().any(|sql| sql.starts_with(&start)) {
+            session.batch(&statement).await?;
+        }
+    }
+    for sql in &wanted {
+        if !keep.contains(&sql) {
+            session.batch(sql).await?;
+        }
+    }
+    Ok(())
 }
 
-/// [`image_sql`] for some columns.
-pub(super) fn columns_sql(columns: &[&Column], row: &str) -> String {
-    // A text also where one value alone would be a number.
-    format!("''||{}", list(columns.iter().map(|column| literal_sql(column, row)).collect()))
+/// The triggers that there are. SQLite runs the newest first. So ours that capture must be newer than
+/// the host's: one of those that fails with RAISE(FAIL) leaves its row behind, but not what would have
+/// run after it. Those that note should be older: what the host's BEFORE triggers write is there then.
+/// Triggers that the host had first we leave as they are.
+struct Standing {
+    /// Ours by their text, with their place.
+    ours: HashMap<String, i64>,
+    /// The newest of the host's, by table in lower case.
+    newest: HashMap<String, i64>,
+}
+
+impl Standing {
+    async fn read(session: &mut Session) -> Result<Self> {
+        let sql = "SELECT rowid, sql, tbl_name, name LIKE 'sync\\_%' ESCAPE '\\' \
+                   FROM sqlite_schema WHERE type = 'trigger' ORDER BY rowid";
+        let (mut ours, mut newest) = (HashMap::new(), HashMap::new());
+        for row in session.query(sql, vec![]).await? {
+            if row.flag(3)? {
+                ours.insert(row.text(1)?.to_owned(), row.int(0)?);
+            } else {
+                newest.insert(row.text(2)?.to_ascii_lowercase(), row.int(0)?);
+            }
+        }
+        Ok(Self { ours, newest })
+    }
+
+    /// Whether this trigger of a class is there, and where it must be.
+    fn has(&self, tracked: &Tracked, sql: &String) -> bool {
+        let host = self.newest.get(&tracked.class.table.to_ascii_lowercase()).copied();
+        let notes = sql.starts_with(&format!("CREATE TRIGGER {}", trigger_name(tracked, "note_")));
+        self.ours.get(sql).is_some_and(|ours| notes || Some(*ours) > host)
+    }
 }
 
 fn trigger_name(tracked: &Tracked, name: &str) -> String {
@@ -125,6 +176,13 @@ fn referred(class: &Class, catalog: &Catalog) -> bool {
             .any(|other| other.class.slots().any(|slot| slot.reference.target == class.name))
 }
 
+/// The columns that tell the rows of a class apart, here and elsewhere: the local id first.
+pub(super) fn identity(class: &Class) -> Vec<usize> {
+    let mut columns = class.local.clone();
+    columns.extend(class.key.iter().filter(|n| !class.local.contains(n)));
+    columns
+}
+
 struct Writer<'a> {
     tracked: &'a Tracked,
     class: &'a Class,
@@ -136,329 +194,89 @@ impl Writer<'_> {
     fn trigger(&self, name: &str, event: &str, when: &str, body: &[String]) -> String {
         let mut sql = format!(
             "CREATE TRIGGER {} {event} ON {} WHEN {when} BEGIN\n",
-            quote(&trigger_name(self.tracked, name)),
+            trigger_name(self.tracked, name),
             quote(&self.class.table),
         );
         for statement in body {
-            let _ = writeln!(sql, "  {statement};");
+            let _ = writeln!(sql, "{statement};");
         }
         sql.push_str("END");
         sql
     }
 
-    /// Notes the rows that an INSERT OR REPLACE would remove.
-    fn note_insert(&self) -> String {
-        let agree: Vec<String> =
-            self.class.clashes.iter().map(|clash| self.agree(clash, "NEW")).collect();
-        let void = vec![self.forget(&format!("clash IN ({})", self.clash_values()))];
-        self.note("note_insert", "BEFORE INSERT", CAPTURING, void, &agree)
-    }
-
-    /// Notes the rows that an UPDATE OR REPLACE would remove: never the updated row itself. An update
-    /// of nothing unique, as cascades and host triggers make within another, leaves notes alone.
-    fn note_update(&self) -> String {
-        let same = self.same(&self.class.local, "o", "OLD");
-        let changed: Vec<String> =
-            self.class.clashes.iter().map(|clash| self.changed(clash)).collect();
-        let clashes = || self.class.clashes.iter().zip(&changed);
-        let agree: Vec<String> = clashes()
-            .map(|(clash, changed)| {
-                format!("{changed} AND {} AND NOT ({same})", self.agree(clash, "NEW"))
-            })
-            .collect();
-        let values: Vec<String> = clashes()
-            .enumerate()
-            .map(|(n, (clash, changed))| {
-                format!("CASE WHEN {changed} THEN {} END", self.values_of(n, clash))
-            })
-            .collect();
-        let (old, new) = (self.local_sql("OLD"), self.local_sql("NEW"));
-        let void = vec![
-            self.forget(&format!("clash IN ({})", values.join(", "))),
-            self.forget(&format!("local_id = {old} AND {old} <> {new}")),
-        ];
-        let event = format!("BEFORE UPDATE{}", self.of_unique());
-        let when = format!("{CAPTURING} AND ({})", changed.join(" OR "));
-        self.note("note_update", &event, &when, void, &agree)
-    }
-
-    /// `OF` the columns in unique indexes, so that other updates are spared the trigger; nothing
-    /// where an index looks at more than columns. The rowid is also set by its other names.
-    fn of_unique(&self) -> String {
-        let stored = |name: &str| {
-            let column = self.class.position(name).and_then(|n| self.class.columns.get(n));
-            column.is_none_or(|column| !column.generated)
-        };
-        let mut columns = vec!["rowid".to_owned(), "oid".to_owned(), "_rowid_".to_owned()];
-        for clash in &self.class.clashes {
-            if clash.condition.is_some() {
-                return String::new();
-            }
-            for term in &clash.terms {
-                if term.expression || !stored(&term.sql) {
-                    return String::new();
-                }
-                columns.push(quote(&term.sql));
-            }
-        }
-        format!(" OF {}", columns.join(", "))
-    }
-
-    /// `agree`: for each unique index, when the row `o` stands in the way. Most often none does.
-    /// `void`: what is done about notes from before.
-    fn note(
-        &self,
-        name: &str,
-        event: &str,
-        when: &str,
-        void: Vec<String>,
-        agree: &[String],
-    ) -> String {
-        let table = format!("{} AS o", quote(&self.class.table));
-        let any: Vec<String> = agree
-            .iter()
-            .map(|agree| format!("EXISTS (SELECT 1 FROM {table} WHERE {agree})"))
-            .collect();
-        let when = format!("{when} AND ({} OR {})", self.noted(), any.join(" OR "));
-        let mut body = vec![format!(
-            "DELETE FROM sync_change WHERE op = 5 AND class_id = {class} AND seq <= \
-             (SELECT seq FROM sync_change WHERE op = 5 AND class_id = {class} \
-             ORDER BY seq DESC LIMIT 1 OFFSET {NOTES_MAX})",
-            class = self.tracked.id
-        )];
-        body.extend(void);
-        for (n, (clash, agree)) in self.class.clashes.iter().zip(agree).enumerate() {
-            let local = self.local_sql("o");
-            // A row that clashes in several ways is noted once.
-            let again = match n {
-                0 => String::new(),
-                _ => format!(
-                    " AND NOT EXISTS (SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {} \
-                     AND local_id = {local} AND clash IN ({}))",
-                    self.tracked.id,
-                    self.clash_values()
-                ),
-            };
-            body.push(format!(
-                "INSERT INTO sync_change (class_id, op, shape, local_id, clash) \
-                 SELECT {}, 5, {}, {local}, {} FROM {table} WHERE {agree}{again}",
-                self.tracked.id,
-                self.tracked.shape,
-                self.values_of(n, clash),
-            ));
-            // `changes()` says whether the statement before wrote.
-            body.extend(self.image("o", 0, &format!(" FROM {table} WHERE changes() AND {agree}")));
-        }
-        self.trigger(name, event, &when, &body)
-    }
-
     fn insert(&self) -> String {
-        let mut body = vec![self.change("1", &self.id_again("NEW"), "")];
-        body.extend(self.image("NEW", 1, ""));
-        self.trigger("insert", "AFTER INSERT", CAPTURING, &body)
-    }
-
-    /// An update of the local primary key is a delete and an insert, for a set any update is.
-    fn update(&self) -> String {
-        let same = match self.class.set {
-            true => "0".to_owned(),
-            false => self.same(&self.class.local, "OLD", "NEW"),
-        };
-        let left = if self.referred {
-            let key = self.same(&self.class.key, "OLD", "NEW");
-            format!("CASE WHEN NOT ({same} AND {key}) THEN {} END", self.local_sql("OLD"))
-        } else {
-            "NULL".to_owned()
-        };
-        let op = format!("CASE WHEN {same} THEN 2 ELSE 3 END");
-        let mut body = vec![self.change(&op, &left, "")];
-        body.extend(self.image("OLD", 0, ""));
-        body.push(self.change("1", &self.id_again("NEW"), &format!(" WHERE NOT ({same})")));
-        body.extend(self.image("NEW", 1, ""));
-        self.trigger("update", "AFTER UPDATE", CAPTURING, &body)
+        self.trigger("insert", "AFTER INSERT", CAPTURING, &self.whole(INSERT, "NEW"))
     }
 
     fn delete(&self) -> String {
-        let local = if self.referred { self.local_sql("OLD") } else { "NULL".to_owned() };
-        let mut body = vec![self.change("3", &local, "")];
-        body.extend(self.image("OLD", 0, ""));
-        self.trigger("delete", "AFTER DELETE", CAPTURING, &body)
+        self.trigger("delete", "AFTER DELETE", CAPTURING, &self.whole(DELETE, "OLD"))
     }
 
-    fn change(&self, op: &str, local_id: &str, condition: &str) -> String {
-        format!(
-            "INSERT INTO sync_change (class_id, op, shape, local_id) \
-             SELECT {}, {op}, {}, {local_id}{condition}",
-            self.tracked.id, self.tracked.shape,
-        )
+    /// One change, whatever it is: an update of the local primary key, or of a row that only all its
+    /// columns tell apart, is taken for a delete and an insert when it is read.
+    fn update(&self) -> String {
+        let when = format!("{CAPTURING} AND ({})", self.changed());
+        let life = match self.referred {
+            true => format!("NOT ({})", self.same(&identity(self.class), "OLD", "NEW")),
+            false => "0".to_owned(),
+        };
+        let body: Vec<String> = self
+            .pieces()
+            .map(|(n, columns)| {
+                let places = format!("{},{}", places("n", columns), places("o", columns));
+                let values = format!("{},{}", values("NEW", columns), values("OLD", columns));
+                self.row(n, UPDATE, &life, &places, &format!("VALUES({{}},{values})"))
+            })
+            .collect();
+        self.trigger("update", "AFTER UPDATE", &when, &body)
     }
 
-    /// The image of `row` for the change that was inserted last, in pieces. (`sync_image` is WITHOUT
-    /// ROWID: writing it does not move `last_insert_rowid()`. OR REPLACE: a leftover of an old change,
-    /// whosoever left it there, must not fail the host's write.)
-    fn image(&self, row: &str, after: usize, from: &str) -> Vec<String> {
-        let pieces = self.class.columns.chunks(PIECE).enumerate();
-        pieces
-            .map(|(piece, columns)| {
-                let places: Vec<String> = (0..columns.len()).map(|n| format!("c{n}")).collect();
-                let values: Vec<String> =
-                    columns.iter().map(|column| column_of(row, &column.name)).collect();
-                format!(
-                    "INSERT OR REPLACE INTO sync_image (seq,part,{}) SELECT last_insert_rowid(),{},{}{from}",
-                    places.join(","),
-                    2 * piece + after,
-                    values.join(",")
-                )
+    /// The updated row is another than before. `IS NOT` takes 1 for 1.0, which only a column that
+    /// converts nothing can hold both.
+    fn changed(&self) -> String {
+        let stored = self.class.columns.iter().filter(|column| !column.generated);
+        let of = |row: &str, after: &str| {
+            let values = stored.clone().map(|column| column_of(row, &column.name) + after);
+            values.collect::<Vec<_>>().join(",")
+        };
+        let mut parts = vec![format!("({}) IS NOT ({})", of("OLD", self.binary()), of("NEW", ""))];
+        let loose = stored.clone().filter(|column| affinity(&column.sql_type) == Affinity::Blob);
+        parts.extend(loose.map(|column| {
+            let (old, new) = (column_of("OLD", &column.name), column_of("NEW", &column.name));
+            format!("typeof({old})<>typeof({new})")
+        }));
+        balanced(&parts, " OR ", "0")
+    }
+
+    /// Makes a comparison one byte for byte, where it is not so anyway.
+    fn binary(&self) -> &'static str {
+        if self.class.plain { "" } else { " COLLATE BINARY" }
+    }
+
+    /// A row that comes or goes.
+    fn whole(&self, op: i64, row: &str) -> Vec<String> {
+        self.pieces()
+            .map(|(n, columns)| {
+                let values = values(row, columns);
+                self.row(n, op, "1", &places("n", columns), &format!("VALUES({{}},{values})"))
             })
             .collect()
     }
 
-    /// The local id of a new row, where a change that is not sealed yet is about a row that had the
-    /// same one.
-    fn id_again(&self, row: &str) -> String {
-        if !self.referred {
-            return "NULL".to_owned();
-        }
-        format!(
-            "(SELECT local_id FROM sync_change WHERE class_id = {} AND local_id = {} LIMIT 1)",
-            self.tracked.id,
-            self.local_sql(row)
-        )
+    /// A row of `sync_change` for the piece `n` of an image; `{}` in `values` stands for what all of
+    /// them have.
+    fn row(&self, n: usize, op: i64, life: &str, places: &str, values: &str) -> String {
+        let (class, shape) = (self.tracked.id, self.tracked.shape);
+        let values = match n {
+            0 => values.replacen("{}", &format!("{class},{op},{shape},{life}"), 1),
+            _ => values.replacen("{}", &format!("{class},{MORE},{shape},{life}"), 1),
+        };
+        format!("INSERT INTO sync_change(class_id,op,shape,life,{places}) {values}")
     }
 
-    /// What becomes of notes, where there are any.
-    fn settle(&self) -> [String; 4] {
-        let when = self.noted();
-        let (old, new) = (self.local_sql("OLD"), self.local_sql("NEW"));
-        // A row that is deleted is captured by its own trigger.
-        let left = self.forget(&format!("local_id = {old}"));
-        let mine = format!("n.clash IN ({})", self.clash_values());
-        let but_new = format!(" AND NOT ({})", self.same(&self.class.local, "o", "NEW"));
-        let insert = self.confirm(&mine, &but_new);
-        // An upsert has noted the very row that it updates.
-        let moved = format!("{mine} AND (n.local_id <> {old} OR {old} <> {new})");
-        let update = self.confirm(&moved, &but_new);
-        // A cascade from the replaced row to the one that was to be updated ends the update.
-        let delete = self.confirm("n.clash IS NOT NULL", "");
-        [
-            self.trigger("settle_insert", "AFTER INSERT", &when, &[insert]),
-            self.trigger("settle_update", "AFTER UPDATE", &when, &[update]),
-            self.trigger("settle_leave", "BEFORE DELETE", &when, &[left]),
-            self.trigger("settle_delete", "AFTER DELETE", &when, &[delete]),
-        ]
-    }
-
-    /// Makes deletes of those notes `mine` whose rows are not there any more, or in whose place the
-    /// new row stands (`but_new`).
-    fn confirm(&self, mine: &str, but_new: &str) -> String {
-        let mut pieces: Vec<usize> = self.class.local.iter().map(|n| n / PIECE).collect();
-        pieces.sort_unstable();
-        pieces.dedup();
-        let images: Vec<String> =
-            pieces.iter().map(|piece| format!("sync_image AS i{piece}")).collect();
-        let mut lies: Vec<String> = pieces
-            .iter()
-            .map(|piece| format!("i{piece}.seq = n.seq AND i{piece}.part = {}", 2 * piece))
-            .collect();
-        for n in &self.class.local {
-            if let Some(column) = self.class.columns.get(*n) {
-                let noted = format!("i{}.c{}", n / PIECE, n % PIECE);
-                lies.push(format!("{} IS {noted}", column_of("o", &column.name)));
-            }
-        }
-        let gone = format!(
-            "SELECT max(n.seq) FROM sync_change AS n WHERE n.op = 5 AND n.class_id = {} AND {mine} \
-             AND NOT EXISTS (SELECT 1 FROM {}, {} AS o WHERE {}{but_new}) GROUP BY n.local_id",
-            self.tracked.id,
-            images.join(", "),
-            quote(&self.class.table),
-            lies.join(" AND "),
-        );
-        // Older notes of such a row are void: it goes but once.
-        format!(
-            "UPDATE sync_change SET op = CASE WHEN seq IN ({gone}) THEN 3 ELSE 5 END, clash = NULL \
-             WHERE op = 5 AND class_id = {} AND local_id IN \
-             (SELECT local_id FROM sync_change WHERE seq IN ({gone}))",
-            self.tracked.id,
-        )
-    }
-
-    /// There are notes.
-    fn noted(&self) -> String {
-        format!(
-            "EXISTS (SELECT 1 FROM sync_change WHERE op = 5 AND class_id = {})",
-            self.tracked.id
-        )
-    }
-
-    fn forget(&self, notes: &str) -> String {
-        format!(
-            "UPDATE sync_change SET clash = NULL WHERE op = 5 AND class_id = {} AND {notes}",
-            self.tracked.id
-        )
-    }
-
-    /// The new row's values in each unique index.
-    fn clash_values(&self) -> String {
-        let clashes = self.class.clashes.iter().enumerate();
-        clashes.map(|(n, clash)| self.values_of(n, clash)).collect::<Vec<_>>().join(", ")
-    }
-
-    /// The new row's values in a unique index, as one text.
-    fn values_of(&self, n: usize, clash: &Clash) -> String {
-        let values = clash.terms.iter().map(|term| format!("quote({})", self.term(term, "NEW")));
-        format!("'{n}:'||{}", list(values.collect()))
-    }
-
-    /// The row `o` stands in the way of the row `row`.
-    fn agree(&self, clash: &Clash, row: &str) -> String {
-        let mut parts: Vec<String> = clash
-            .terms
-            .iter()
-            .map(|term| {
-                let other =
-                    if term.expression { term.sql.clone() } else { column_of("o", &term.sql) };
-                let this = self.term(term, row);
-                format!("({other}) = {this} COLLATE {}", quote(&term.collation))
-            })
-            .collect();
-        if let Some(condition) = &clash.condition {
-            parts.push(format!("({condition})"));
-            parts.push(self.of_row(condition, row));
-        }
-        parts.join(" AND ")
-    }
-
-    /// An update may have changed what a unique index holds.
-    fn changed(&self, clash: &Clash) -> String {
-        let mut parts: Vec<String> = clash
-            .terms
-            .iter()
-            .map(|term| {
-                let (new, old) = (self.term(term, "NEW"), self.term(term, "OLD"));
-                format!("{new} IS NOT {old} COLLATE {}", quote(&term.collation))
-            })
-            .collect();
-        if let Some(condition) = &clash.condition {
-            let (new, old) = (self.of_row(condition, "NEW"), self.of_row(condition, "OLD"));
-            parts.push(format!("({new} AND {old} IS NOT TRUE)"));
-        }
-        format!("({})", parts.join(" OR "))
-    }
-
-    fn term(&self, term: &crate::catalog::ClashTerm, row: &str) -> String {
-        if term.expression { self.of_row(&term.sql, row) } else { column_of(row, &term.sql) }
-    }
-
-    /// An expression over bare column names, for one row.
-    fn of_row(&self, expression: &str, row: &str) -> String {
-        let columns: Vec<String> = self
-            .class
-            .columns
-            .iter()
-            .map(|column| format!("{} AS {}", column_of(row, &column.name), quote(&column.name)))
-            .collect();
-        format!("(SELECT {expression} FROM (SELECT {}))", columns.join(", "))
+    /// The columns, as many at a time as a row of `sync_change` takes.
+    fn pieces(&self) -> impl Iterator<Item = (usize, &[Column])> {
+        self.class.columns.chunks(PIECE).enumerate()
     }
 
     /// Two rows have the same values in `columns`, byte for byte.
@@ -468,70 +286,42 @@ impl Writer<'_> {
             .filter_map(|n| self.class.columns.get(*n))
             .map(|column| {
                 let (one, other) = (column_of(one, &column.name), column_of(other, &column.name));
-                format!("{one} IS {other} COLLATE BINARY")
+                format!("{one} IS {other}{}", self.binary())
             })
             .collect();
-        if parts.is_empty() { "1".to_owned() } else { parts.join(" AND ") }
+        balanced(&parts, " AND ", "1")
     }
 
-    /// The local id as [`refs`](super::refs) asks for it.
-    fn local_sql(&self, row: &str) -> String {
-        let quoted = |column: &Column| format!("quote({})", column_of(row, &column.name));
-        list(self.local().map(quoted).collect())
-    }
-
-    fn local(&self) -> impl Iterator<Item = &Column> {
-        self.class.local.iter().filter_map(|n| self.class.columns.get(*n))
-    }
-}
-
-fn column_of(row: &str, name: &str) -> String {
-    format!("{row}.{}", quote(name))
-}
-
-/// SQL for one value as a literal. What a column's affinity rules out is not asked for.
-fn literal_sql(column: &Column, row: &str) -> String {
-    let value = column_of(row, &column.name);
-    match affinity(&column.sql_type) {
-        Affinity::Text => {
-            format!(
-                "CASE typeof({value}) WHEN 'text' THEN {} ELSE quote({value}) END",
-                text(&value)
-            )
-        }
-        _ => any_literal_sql(&value),
+    /// What tells a row apart, as one text.
+    fn identity_sql(&self, row: &str) -> String {
+        let columns = identity(self.class);
+        let columns = columns.iter().filter_map(|n| self.class.columns.get(*n));
+        format!(
+            "''||{}",
+            list(columns.map(|c| format!("quote({})", column_of(row, &c.name))).collect())
+        )
     }
 }
 
-/// SQL for any value as a literal.
-fn any_literal_sql(value: &str) -> String {
-    format!(
-        "CASE typeof({value}) WHEN 'integer' THEN {value} WHEN 'real' THEN printf('%!.19g',{value}) \
-         WHEN 'text' THEN {} ELSE quote({value}) END",
-        text(value)
-    )
+fn places(letter: &str, columns: &[Column]) -> String {
+    let places: Vec<String> = (0..columns.len()).map(|n| format!("{letter}{n}")).collect();
+    places.join(",")
 }
 
-/// SQL for a text as a literal: `quote` would cut it at an embedded NUL.
-fn text(value: &str) -> String {
-    format!(
-        "CASE WHEN instr({value},char(0)) THEN 'T'''||hex({value})||'''' ELSE quote({value}) END"
-    )
+fn values(row: &str, columns: &[Column]) -> String {
+    let values: Vec<String> = columns.iter().map(|column| column_of(row, &column.name)).collect();
+    values.join(",")
 }
 
-/// Joins SQL texts with commas between their values. SQLite bounds how deep an expression may nest,
-/// so the chain is a balanced tree.
-fn list(parts: Vec<String>) -> String {
-    fn join(parts: &[String]) -> String {
-        match parts {
-            [] => "''".to_owned(),
-            [one] => one.clone(),
-            [one, two] => format!("{one}||','||{two}"),
-            many => {
-                let (left, right) = many.split_at(many.len() / 2);
-                format!("({})||','||({})", join(left), join(right))
-            }
-        }
+/// A column of a row, quoted where need be: no keyword of SQL has digits in it, or an underscore but
+/// in `CURRENT_…`.
+pub(super) fn column_of(row: &str, name: &str) -> String {
+    let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    let first = name.bytes().next().is_some_and(|b| b.is_ascii_lowercase());
+    let keyword = !name.bytes().any(|b| b.is_ascii_digit() || b == b'_');
+    if letters && first && !keyword && !name.starts_with("current_") {
+        format!("{row}.{name}")
+    } else {
+        format!("{row}.{}", quote(name))
     }
-    join(&parts)
 }

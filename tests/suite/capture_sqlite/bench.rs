@@ -5,7 +5,7 @@ use std::sync::Arc;
 use branchline::catalog::{Catalog, Class, Column, Reference, Table, Tracked};
 use branchline::record::Value;
 use branchline::store::sqlite::refs::{self, Captured};
-use branchline::store::sqlite::{catalog, changes, image, triggers};
+use branchline::store::sqlite::{catalog, changes, image, literals, triggers};
 use branchline::store::{Limits, Session, Store};
 use diesel::connection::SimpleConnection as _;
 use diesel::{Connection as _, SqliteConnection};
@@ -57,12 +57,10 @@ impl Bench {
         session.commit().await.unwrap();
     }
 
-    /// Makes the triggers of all classes.
+    /// Makes or mends the triggers of all classes.
     pub(super) async fn arm(&self, session: &mut Session) {
         for tracked in self.catalog.tracked.values() {
-            for sql in triggers::create(tracked, &self.catalog).unwrap() {
-                session.batch(&sql).await.unwrap();
-            }
+            triggers::install(session, tracked, &self.catalog).await.unwrap();
         }
     }
 
@@ -80,10 +78,18 @@ impl Bench {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// Runs a script on a connection to another database; `{host}` stands for the path of this one.
+    pub(super) fn aside(&self, script: &str) {
+        let path = self.folder.path().join("host.db");
+        let script = script.replace("{host}", path.to_str().unwrap());
+        let mut aside = SqliteConnection::establish(":memory:").unwrap();
+        aside.batch_execute(&script).unwrap();
+    }
+
     /// The keys that the captured rows refer to, a line an image; changes stay.
     pub(super) async fn references(&self) -> Vec<String> {
         let mut session = self.store.begin().await.unwrap();
-        let rows = changes::read(&mut session, 100_000).await.unwrap();
+        let rows = changes::read(&mut session, &self.catalog, 100_000).await.unwrap().rows;
         let mut read = Vec::new();
         for row in &rows {
             let tracked = &self.catalog.tracked[&(row.int(1).unwrap() as i32)];
@@ -132,7 +138,7 @@ impl Bench {
         let mut rows = Vec::new();
         for name in tables {
             let class = &self.catalog.class(name).unwrap().class;
-            let sql = format!("SELECT {} FROM {name} AS t", triggers::image_sql(class, "t"));
+            let sql = format!("SELECT {} FROM {name} AS t", literals::image_sql(class, "t"));
             for row in session.query(&sql, vec![]).await.unwrap() {
                 rows.push(format!("{name}({})", row.text(0).unwrap()));
             }
@@ -148,7 +154,7 @@ impl Bench {
     /// What was captured since the last call, a line a change: `+t(…)`, `-t(…)`, `t(…)>(…)`.
     pub(super) async fn caught(&self) -> Vec<String> {
         let mut session = self.store.begin().await.unwrap();
-        let rows = changes::read(&mut session, 100_000).await.unwrap();
+        let rows = changes::read(&mut session, &self.catalog, 100_000).await.unwrap().rows;
         session.execute("DELETE FROM sync_change", vec![]).await.unwrap();
         session.commit().await.unwrap();
         let image = |row: &branchline::store::Row, n| row.opt_text(n).unwrap().map(str::to_owned);
@@ -222,6 +228,7 @@ pub(super) fn classes(tables: &[Table]) -> Catalog {
             clashes: table.clashes.clone(),
             cascades: false,
             links: Vec::new(),
+            plain: table.plain,
         };
         let id = n as i32 + 1;
         catalog.ids.insert(class.name.clone(), id);

@@ -2,7 +2,7 @@
 
 use branchline::catalog::Column;
 use branchline::record::Value;
-use branchline::store::sqlite::{changes, image, triggers};
+use branchline::store::sqlite::{changes, image, literals};
 use branchline::store::{Cell, Datum, Session};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -91,7 +91,7 @@ async fn any_value_is_captured_as_it_is_stored_and_written_back_the_same() {
         insert(&mut session, "v", rows).await;
         let expected = stored(&mut session, "v").await;
 
-        let images = changes::read(&mut session, 10_000).await.unwrap();
+        let images = changes::read(&mut session, &bench.catalog, 10_000).await.unwrap().rows;
         let read =
             |columns: &[Option<&Column>], image: &str| image::decode(image, columns).unwrap();
         let captured: Vec<Vec<Cell>> = images
@@ -107,7 +107,7 @@ async fn any_value_is_captured_as_it_is_stored_and_written_back_the_same() {
             values.iter().zip(&class.columns).map(|(v, c)| image::datum(v, c)).collect()
         });
         insert(&mut session, "w", binds.collect()).await;
-        let sql = format!("SELECT {} FROM w ORDER BY rowid", triggers::image_sql(&class, "w"));
+        let sql = format!("SELECT {} FROM w ORDER BY rowid", literals::image_sql(&class, "w"));
         let again: Vec<Vec<Value>> = session
             .query(&sql, vec![])
             .await
@@ -120,7 +120,7 @@ async fn any_value_is_captured_as_it_is_stored_and_written_back_the_same() {
         session.commit().await.unwrap();
 
         // An older SQLite writes the same images.
-        let sql = format!("SELECT hex({}) FROM v ORDER BY rowid", triggers::image_sql(&class, "v"));
+        let sql = format!("SELECT hex({}) FROM v ORDER BY rowid", literals::image_sql(&class, "v"));
         let printed = bench.shell(&sql);
         let old: Vec<Vec<Cell>> = printed
             .lines()
@@ -172,7 +172,7 @@ async fn what_postgresql_sends_comes_back_equal_by_declared_type() {
         let column = &class.columns[class.position(name).unwrap()];
         let sql = format!("INSERT INTO v ({name}) VALUES ($1)");
         session.execute(&sql, vec![image::datum(sent, column)]).await.unwrap();
-        let sql = format!("SELECT {} FROM v", triggers::image_sql(&class, "v"));
+        let sql = format!("SELECT {} FROM v", literals::image_sql(&class, "v"));
         let row = session.query_one(&sql, vec![]).await.unwrap();
         let columns: Vec<Option<&Column>> = class.columns.iter().map(Some).collect();
         let values = image::decode(row.text(0).unwrap(), &columns).unwrap();

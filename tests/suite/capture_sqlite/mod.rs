@@ -1,12 +1,15 @@
 //! Capture on SQLite, with real files: what an independent connection writes, the triggers catch.
 
 mod bench;
+mod conflicts;
 mod fidelity;
 mod openmrs;
 mod refs;
 mod replace;
 mod schema;
 mod storm;
+mod traps;
+mod upgrade;
 
 use self::bench::Bench;
 
@@ -74,14 +77,6 @@ async fn a_transaction_of_ours_that_is_dropped_lets_the_host_write() {
     let mut session = bench.store.begin().await.unwrap();
     session.execute("DELETE FROM sync_change", vec![]).await.unwrap();
     drop(session);
-    bench.run("INSERT INTO thing VALUES (1, 'a', 1)");
-    assert_eq!(bench.caught().await, ["+thing(1,'a',1)"]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn leftovers_in_our_tables_do_not_fail_a_write() {
-    let mut bench = Bench::new(THING).await;
-    bench.run("INSERT INTO sync_image (seq, part, c0) VALUES (1, 1, 'left'), (1, 3, 'left')");
     bench.run("INSERT INTO thing VALUES (1, 'a', 1)");
     assert_eq!(bench.caught().await, ["+thing(1,'a',1)"]);
 }

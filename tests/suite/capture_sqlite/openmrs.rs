@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use branchline::store::sqlite::{changes, triggers};
+use branchline::store::sqlite::{changes, literals};
 
 use super::bench::Bench;
 
@@ -35,7 +35,7 @@ async fn every_row_of_a_clinic_is_captured_with_what_it_refers_to() {
         bench.shell(&script);
 
         let mut session = bench.store.begin().await.unwrap();
-        let changes = changes::read(&mut session, 10_000).await.unwrap();
+        let changes = changes::read(&mut session, &bench.catalog, 10_000).await.unwrap().rows;
         session.commit().await.unwrap();
         let mut found = 0;
         let mut referring = 0;
@@ -54,7 +54,7 @@ async fn every_row_of_a_clinic_is_captured_with_what_it_refers_to() {
                 .await;
             }
             let mut session = bench.store.read().await.unwrap();
-            let image = triggers::image_sql(&tracked.class, "t");
+            let image = literals::image_sql(&tracked.class, "t");
             let sql = format!("SELECT {image} FROM {table} AS t");
             let mut lying: Vec<String> = Vec::new();
             for row in session.query(&sql, vec![]).await.unwrap() {

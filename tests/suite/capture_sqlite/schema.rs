@@ -24,7 +24,11 @@ async fn the_host_may_change_its_schema_and_the_watch_sees_it() {
     assert_eq!(version(&bench).await, before);
     bench.run("ALTER TABLE person ADD COLUMN born TEXT; UPDATE person SET born = '1980'");
     assert!(version(&bench).await > before);
-    assert_eq!(bench.caught().await[1..], ["person(1,'ann',NULL)>(1,'ann',NULL)"]);
+    assert_eq!(
+        bench.caught().await[1..],
+        Vec::<String>::new(),
+        "what the triggers know is the same"
+    );
     bench.run("ALTER TABLE person RENAME COLUMN uuid TO guid; UPDATE person SET guid = 'bob'");
     assert_eq!(bench.caught().await, ["person(1,'ann',NULL)>(1,'bob',NULL)"]);
     assert_eq!(missing(&bench).await, [person]);

@@ -45,6 +45,32 @@ pub(super) fn mark(server: &TestServer) {
     }
 }
 
+/// Has a server of the chain refuse the new accounts of others; what refers to them waits.
+pub(super) fn refuse_accounts(server: &TestServer, n: usize) {
+    let others = format!("NEW.uuid LIKE 'x%' AND NEW.uuid NOT LIKE '%-{n}'");
+    server.sql(&if server.is_sqlite() {
+        format!(
+            "CREATE TRIGGER refuses BEFORE INSERT ON account WHEN {others} \
+             BEGIN SELECT RAISE(ABORT, 'no such account is wanted'); END"
+        )
+    } else {
+        format!(
+            "CREATE FUNCTION refuses() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF {others} THEN RAISE EXCEPTION 'no such account is wanted'; END IF; \
+             RETURN NEW; END $$; CREATE TRIGGER refuses BEFORE INSERT ON account FOR EACH ROW \
+             EXECUTE FUNCTION refuses()"
+        )
+    });
+}
+
+pub(super) fn refuse_accounts_no_more(server: &TestServer) {
+    server.sql(if server.is_sqlite() {
+        "DROP TRIGGER refuses"
+    } else {
+        "DROP TRIGGER refuses ON account; DROP FUNCTION refuses()"
+    });
+}
+
 fn states(server: &TestServer) -> Vec<String> {
     server.texts("SELECT state FROM @sync_record ORDER BY id")
 }
@@ -160,30 +186,35 @@ fn a_record_that_is_given_up_is_stopped_at_its_sender_and_starts_over_from_eithe
 }
 
 fn only_what_needs_the_rows_of_a_poisoned_record_waits_and_all_goes_in_once_it_is_mended(mix: Mix) {
-    let tree = tree(mix, "retry_after = \"200ms\"");
+    // All of it in one go, however much it is.
+    let tree = tree(mix, "retry_after = \"200ms\"\nunacknowledged_max = 1000000");
     refuse(&tree.parent, "poison");
-    const MANY: usize = 400;
-    for n in 0..MANY {
-        let name = if n == MANY / 2 { "poison" } else { "Ada" };
-        admit(&tree.child, &format!("p{n:03}"), name);
+    let many: usize =
+        std::env::var("BRANCHLINE_POISON_RECORDS").map_or(400, |n| n.parse().unwrap());
+    for n in 0..many {
+        let name = if n == many / 2 { "poison" } else { "Ada" };
+        admit(&tree.child, &format!("p{n:05}"), name);
         mark(&tree.child);
         if n % 2 == 0 {
-            visit(&tree.child, &format!("v{n:03}"), &format!("p{n:03}"), "first");
+            visit(&tree.child, &format!("v{n:05}"), &format!("p{n:05}"), "first");
             mark(&tree.child);
         }
     }
-    tree.child.sql("UPDATE visit SET note = 'second' WHERE uuid = 'v200'");
+    let poisoned = format!("{:05}", many / 2);
+    tree.child.sql(&format!("UPDATE visit SET note = 'second' WHERE uuid = 'v{poisoned}'"));
     tree.child.sync();
+    let began = std::time::Instant::now();
     sync_held(&tree.parent);
+    eprintln!("{mix:?}: {many} patients, one of them poisoned, took {:?}", began.elapsed());
     let patients = tree.parent.count("SELECT count(*) FROM patient");
     let visits = tree.parent.count("SELECT count(*) FROM visit");
-    assert_eq!((patients, visits), (MANY as i64 - 1, MANY as i64 / 2 - 1), "{mix:?}");
+    assert_eq!((patients, visits), (many as i64 - 1, many as i64 / 2 - 1), "{mix:?}");
     let kinds = tree.parent.texts("SELECT kind FROM @sync_held ORDER BY id");
     assert_eq!(kinds[..2], ["REFUSED", "MISSING_ROW"], "its visit");
     assert!(["GAP", "MISSING_ROW"].contains(&&*kinds[2]), "the edit of that: {kinds:?}");
     assert_eq!(kinds.len(), 3);
     let waits = tree.parent.json(&["held", "show", "2"]).remove(0);
-    assert_eq!(waits["waits_for"][0]["key"], "p200", "{waits}");
+    assert_eq!(waits["waits_for"][0]["key"], format!("p{poisoned}").as_str(), "{waits}");
 
     refuse_no_more(&tree.parent);
     let _workers = tree.workers();

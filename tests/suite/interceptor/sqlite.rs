@@ -262,9 +262,12 @@ async fn a_statement_that_rolls_back_by_itself_leaves_a_usable_connection() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_that_reads_then_writes_is_never_in_the_relays_way() {
     let mut b = Bench::new().await;
-    b.conn.batch_execute("PRAGMA synchronous = OFF").await.unwrap();
+    // Both writers wait as long as it takes: the machine may be busy.
+    let waiting = "PRAGMA synchronous = OFF; PRAGMA busy_timeout = 60000";
+    b.conn.batch_execute(waiting).await.unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let (mut relay, done) = (b.stranger(), stop.clone());
+    relay.batch_execute(waiting).unwrap();
     let relay = std::thread::spawn(move || {
         let mut sealed = 0;
         while !AtomicBool::load(&done, SeqCst) {

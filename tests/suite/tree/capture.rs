@@ -24,6 +24,25 @@ fn what_was_captured_before_untrack_still_travels() {
     }
 }
 
+#[test]
+fn a_reference_that_stayed_goes_along_with_its_group() {
+    for mix in MIXES {
+        let settings = "class = [{ name = \"visit\", groups = [[\"patient_id\", \"note\"]] }]";
+        let mut tree = Tree::unconnected(mix, settings, clinic::database);
+        tree.connect(&["--all"]);
+        clinic::admit(&tree.child, "p1", "Ada");
+        clinic::visit(&tree.child, "v1", "p1", "first");
+        tree.exchange();
+        tree.child.sql("UPDATE visit SET note = 'second'");
+        tree.exchange();
+        for server in tree.servers() {
+            let sql = "SELECT p.name, v.note FROM visit v JOIN patient p ON p.id = v.patient_id";
+            assert_eq!(server.query(sql), tree.child.query(sql), "{mix:?}");
+            assert_eq!(server.status_json()["held"], 0, "{mix:?}");
+        }
+    }
+}
+
 /// People whose keys are part of other rows' keys, once and twice removed.
 fn hospital(nickname: &str, engine: Engine) -> TestDatabase {
     let database = engine.database(nickname);

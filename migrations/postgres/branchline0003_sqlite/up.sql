@@ -1,0 +1,2 @@
+-- Nothing: both databases have a migration of each number.
+SELECT 1;
