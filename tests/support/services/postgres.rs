@@ -98,7 +98,7 @@ fn start(folder: &Path, stop: &mut Stop) -> Result<String, Failure> {
     let log = folder.join("log").display().to_string();
     let settings = format!(
         "-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off \
-         -c max_connections=300 -c shared_buffers=64MB"
+         -c max_connections=300 -c shared_buffers=64MB -c max_prepared_transactions=20"
     );
     let control = bin.join("pg_ctl");
     let end = words(user, &control, &["-D", &data, "-m", "immediate", "stop"]);
